@@ -1,0 +1,46 @@
+"""Gradient-based meta-learning in JAX: adapt, reduce, update, in one compiled step."""
+
+from maml_jax import aggregation, data, losses
+from maml_jax.evaluation import Evaluation, evaluate
+from maml_jax.inner_loop import InnerLoop
+from maml_jax.maml_family import anil, boil, fomaml, lslr, maml, meta_sgd, reptile
+from maml_jax.nonfinite import NonFiniteTaskError
+from maml_jax.outer_loop import run_outer_steps
+from maml_jax.outer_step import OuterState, OuterStep, make_outer_step
+from maml_jax.tasks import Examples, Task, meta_batch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Evaluation",
+    "Examples",
+    "InnerLoop",
+    "NonFiniteTaskError",
+    "OuterState",
+    "OuterStep",
+    "Task",
+    "aggregation",
+    "anil",
+    "boil",
+    "data",
+    "evaluate",
+    "fomaml",
+    "losses",
+    "lslr",
+    "make_outer_step",
+    "maml",
+    "meta_batch",
+    "meta_sgd",
+    "models",
+    "reptile",
+    "run_outer_steps",
+]
+
+
+def __getattr__(name: str):
+    """Imports `models` at first use: the core does not need flax."""
+    if name == "models":
+        import importlib
+
+        return importlib.import_module("maml_jax.models")
+    raise AttributeError(f"module 'maml_jax' has no attribute {name!r}")

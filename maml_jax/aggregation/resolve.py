@@ -1,0 +1,182 @@
+"""From names to rules, the checks at the door, and rules as plain functions."""
+
+import difflib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maml_jax.aggregation.ladder import (
+    Aggregation,
+    Evidence,
+    Level,
+    State,
+    reduce_task_grads,
+)
+from maml_jax.aggregation.linear import mean, sum, weighted
+
+_NAMED = {"mean": mean, "sum": sum, "weighted": weighted}
+
+
+def resolve(aggregation: str | Aggregation) -> Aggregation:
+    """Gives the rule of a name, and a rule as it is.
+
+    Args:
+      aggregation: "mean", "sum", "weighted", or an `Aggregation`.
+
+    Returns:
+      The rule.
+
+    Raises:
+      ValueError: if the name is unknown.
+      TypeError: if it is neither a name nor an `Aggregation`.
+
+    Example:
+      >>> from maml_jax import aggregation
+      >>> aggregation.resolve("mean").name
+      'mean'
+    """
+    if isinstance(aggregation, Aggregation):
+        return aggregation
+    if not isinstance(aggregation, str):
+        raise TypeError(
+            "aggregation must be 'mean', 'sum', 'weighted' or a maml_jax.aggregation value such "
+            f"as aggregation.tilted(1.0), got {aggregation!r}."
+        )
+    if aggregation not in _NAMED:
+        close = difflib.get_close_matches(aggregation, _NAMED, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(
+            f"unknown aggregation {aggregation!r}, known names are {list(_NAMED)}{hint}"
+        )
+    return _NAMED[aggregation]()
+
+
+def aggregate(
+    aggregation: str | Aggregation,
+    task_grads: Any,
+    *,
+    losses: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    num_support: jax.Array | None = None,
+    num_query: jax.Array | None = None,
+    task_ids: jax.Array | None = None,
+    key: jax.Array | None = None,
+    state: State = None,
+) -> Any:
+    """Reduces per-task gradients, for those who have their own loop.
+
+    Args:
+      aggregation: a name or a rule, as for `make_outer_step`.
+      task_grads: tree of arrays `[T, ...]`.
+      losses: query losses `[T]`, for rules from level LOSS up that look at them.
+      weights: `[T]`, at least 0; only for rules that use weights.
+      mask: booleans `[T]`; False leaves a task out, whatever its gradient holds.
+      num_support: support sizes `[T]`, for `by_size("support")`.
+      num_query: query sizes `[T]`, for `by_size("query")`.
+      task_ids: integers `[T]`, for rules with one state per task.
+      key: random key, for rules that draw; consumed.
+      state: the rule's state, from `aggregation.init()` or the call before.
+
+    Returns:
+      The aggregated tree `[...]`; with `state` given, `(tree, state)`.
+
+    Raises:
+      ValueError: if shapes do not fit, weights are missing, not wanted or not allowed, or
+        the meta-batch is too small for the rule.
+      TypeError: if the aggregation is neither a name nor a rule.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import maml_jax as mj
+      >>> grads = {"w": jnp.array([[1.0, 0.0], [0.0, 1.0]])}
+      >>> print(mj.aggregation.aggregate("mean", grads)["w"])
+      [0.5 0.5]
+    """
+    rule = resolve(aggregation)
+    num_tasks = _num_tasks(task_grads)
+    check_weights(rule, num_tasks, weights=weights, mask=mask)
+    if rule.level == Level.LOSS and losses is None:
+        raise ValueError(f"aggregation {rule.name!r} needs the query losses: pass losses=.")
+    evidence = Evidence(
+        valid=valid_tasks(num_tasks, weights=weights, mask=mask),
+        weights=weights,
+        num_support=num_support,
+        num_query=num_query,
+        losses=losses,
+        task_ids=task_ids,
+        key=key,
+    )
+    before = rule.init() if state is None else state
+    grads, _, after = reduce_task_grads(rule, task_grads, evidence, before)
+    return grads if state is None else (grads, after)
+
+
+def valid_tasks(num_tasks: int, *, weights: jax.Array | None, mask: jax.Array | None) -> jax.Array:
+    """Says which tasks count `[T]`: those neither masked nor of weight 0."""
+    valid = jnp.ones(num_tasks, bool) if mask is None else jnp.asarray(mask, bool)
+    return valid if weights is None else valid & (jnp.asarray(weights) != 0)
+
+
+def check_weights(
+    aggregation: Aggregation,
+    num_tasks: int,
+    *,
+    weights: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> None:
+    """Refuses weights, masks and meta-batches that a rule cannot take.
+
+    Values are checked where they are known, outside of compiled code; inside, only shapes.
+
+    Args:
+      aggregation: the rule.
+      num_tasks: number `T` of tasks; static.
+      weights: `[T]` or None.
+      mask: `[T]` or None.
+
+    Raises:
+      ValueError: with the rule, what was got and the remedy.
+    """
+    if num_tasks < aggregation.min_tasks:
+        raise ValueError(
+            f"aggregation {aggregation.name!r} needs at least {aggregation.min_tasks} tasks, "
+            f"got a meta-batch of {num_tasks}."
+        )
+    if weights is not None and not aggregation.uses_weights:
+        raise ValueError(
+            f"aggregation {aggregation.name!r} does not use weights, but weights were given; use "
+            "aggregation='weighted' or leave them out."
+        )
+    if weights is None and aggregation.needs_weights:
+        raise ValueError(f"aggregation {aggregation.name!r} needs weights=, an array [T].")
+    for name, values in (("weights", weights), ("mask", mask)):
+        if values is not None and jnp.shape(values) != (num_tasks,):
+            raise ValueError(
+                f"{name} must have shape [T] = ({num_tasks},), got {jnp.shape(values)}."
+            )
+    if weights is None or isinstance(weights, jax.core.Tracer):
+        return
+    known = np.asarray(weights)
+    bad = np.flatnonzero(~(np.isfinite(known) & (known >= 0)))
+    if len(bad):
+        raise ValueError(
+            f"weights must be finite and at least 0, got {known[bad[0]]} for task {bad[0]}."
+        )
+    if not known.any():
+        raise ValueError("weights must not all be 0: no task would count.")
+
+
+def _num_tasks(task_grads: Any) -> int:
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(task_grads)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            "task_grads must be a tree of arrays [T, ...] with one and the same T, got leading "
+            f"axes {sorted(sizes)}."
+        )
+    (num_tasks,) = sizes.pop()
+    if num_tasks == 0:
+        raise ValueError("the meta-batch must hold at least 1 task, got 0.")
+    return num_tasks

@@ -1,0 +1,225 @@
+"""From a configuration to what the training loop needs: data, model, loops."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maml_jax import data, losses, models
+from maml_jax.evaluation import Evaluation, evaluate
+from maml_jax.inner_loop import InnerLoop, MetaParams
+from maml_jax.maml_family import anil, boil, fomaml, lslr, maml, meta_sgd, reptile
+from maml_jax.outer_step import OuterStep, make_outer_step
+from maml_jax.recipes import Config
+from maml_jax.tasks import Params, TaskSampler, meta_batch
+
+_SGD_LOOPS = {"maml": maml, "fomaml": fomaml, "anil": anil, "boil": boil, "reptile": reptile}
+_RATE_LOOPS = {"meta_sgd": meta_sgd, "lslr": lslr}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a configuration means, ready to run.
+
+    Attributes:
+      config: the configuration.
+      apply_fn: the model, `(params, inputs, mask) -> predictions`.
+      loss_fn: the loss of one set of examples.
+      inner: the inner loop.
+      outer: the outer step.
+      params: initial parameters.
+      meta_train: sampler of training tasks.
+      meta_validation: sampler of tasks from classes held out for choices.
+      meta_test: sampler of tasks from classes never used for training or choices.
+    """
+
+    config: Config
+    apply_fn: losses.ApplyFn
+    loss_fn: losses.LossFn
+    inner: InnerLoop
+    outer: OuterStep
+    params: Params
+    meta_train: TaskSampler
+    meta_validation: TaskSampler
+    meta_test: TaskSampler
+
+    def key(self, use: str) -> jax.Array:
+        """Gives the random key of one use: "params", "train", "validation" or "test"."""
+        uses = ("params", "train", "validation", "test")
+        return jax.random.fold_in(jax.random.key(self.config.seed), uses.index(use))
+
+    def evaluate(self, params: MetaParams, use: str, **changes: Any) -> Evaluation:
+        """Evaluates meta-parameters on "validation" or "test" tasks by the protocol.
+
+        Args:
+          params: the meta-parameters.
+          use: "validation" or "test".
+          **changes: protocol settings that differ from the configuration's:
+            `num_tasks`, `num_steps`, `transductive`.
+
+        Returns:
+          The evaluation.
+        """
+        config = self.config
+        settings = {
+            "num_tasks": config.validation_tasks if use == "validation" else config.test_tasks,
+            "num_steps": config.test_inner_steps,
+            "transductive": config.transductive,
+            **changes,
+        }
+        sampler = self.meta_validation if use == "validation" else self.meta_test
+        result = evaluate(self.loss_fn, self.inner, params, sampler, self.key(use), **settings)
+        return dataclasses.replace(result, seed=str(config.seed))
+
+
+def assemble(config: Config) -> Problem:
+    """Loads the data and builds model, inner loop and outer step of a configuration.
+
+    Args:
+      config: what to train.
+
+    Returns:
+      The problem.
+
+    Raises:
+      FileNotFoundError: if the data set is not prepared, with the command that does it.
+      ValueError: if the configuration asks for more than the data set has.
+
+    Example:
+      >>> import dataclasses
+      >>> from maml_jax.assembly import assemble
+      >>> from maml_jax.recipes import PRESETS
+      >>> problem = assemble(PRESETS["sinusoid-10shot-finn2017"])
+      >>> problem.params["params"]["head"]["kernel"].shape
+      (40, 1)
+    """
+    samplers = _samplers(config)
+    model = _model(config)
+    loss_of = losses.regression if config.is_regression else losses.classification
+    loss_fn = loss_of(model.apply)
+    inner = _inner(config)
+    outer = make_outer_step(
+        loss_fn,
+        inner,
+        _optimizer(config),
+        aggregation=config.aggregation,
+        on_nonfinite=config.on_nonfinite,
+    )
+    root = jax.random.key(config.seed)
+    shapes = jax.eval_shape(samplers["meta_train"], root)
+    example = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:])), shapes.support.inputs)
+    return Problem(
+        config=config,
+        apply_fn=model.apply,
+        loss_fn=loss_fn,
+        inner=inner,
+        outer=outer,
+        params=jax.jit(model.init)(jax.random.fold_in(root, 0), example),
+        **samplers,
+    )
+
+
+def pixel_baseline(problem: Problem, *, num_tasks: int) -> float:
+    """Measures the nearest neighbour in pixels on the test tasks of a problem.
+
+    Args:
+      problem: a classification problem.
+      num_tasks: how many of its test tasks; the same as `problem.evaluate` sees.
+
+    Returns:
+      The mean accuracy, in [0, 1].
+    """
+    key = problem.key("test")
+
+    def one(sampler, index):
+        return data.nearest_neighbour_accuracy(sampler(jax.random.fold_in(key, index)))
+
+    def all_tasks(sampler):
+        return jax.lax.map(lambda i: one(sampler, i), jnp.arange(num_tasks), batch_size=50)
+
+    return float(jax.jit(all_tasks)(problem.meta_test).mean())
+
+
+def _samplers(config: Config) -> dict[str, TaskSampler]:
+    names = ("meta_train", "meta_validation", "meta_test")
+    if config.is_regression:
+        train = data.sinusoid(shot=config.shot, query_shot=config.query_shot)
+        held_out = data.sinusoid(shot=config.shot, query_shot=config.test_query_shot)
+        return dict(zip(names, (train, held_out, held_out), strict=True))
+    splits = _LOADERS[config.dataset](config)
+    return {
+        name: data.episodes(
+            getattr(splits, name),
+            way=config.way,
+            shot=config.shot,
+            query_shot=config.query_shot if name == "meta_train" else config.test_query_shot,
+            rotations=config.rotations,
+        )
+        for name in names
+    }
+
+
+def _image_folder(config: Config) -> data.Splits:
+    if config.data_dir is None:
+        raise ValueError(
+            "dataset image_folder needs --data-dir, the folder that holds one folder per class."
+        )
+    return data.image_folder(config.data_dir, image_size=config.image_size)
+
+
+_LOADERS: dict[str, Callable[[Config], data.Splits]] = {
+    "glyphs": lambda config: data.glyphs(image_size=config.image_size),
+    "omniglot": lambda config: data.omniglot(
+        data_dir=config.data_dir, image_size=config.image_size
+    ),
+    "cifar_fs": lambda config: data.cifar_fs(data_dir=config.data_dir),
+    "fc100": lambda config: data.fc100(data_dir=config.data_dir),
+    "image_folder": _image_folder,
+}
+
+
+def _model(config: Config) -> Any:
+    if config.is_regression != (config.model == "mlp"):
+        raise ValueError(
+            "model mlp is for the sinusoid, and the others for images, got model "
+            f"{config.model!r} with dataset {config.dataset!r}."
+        )
+    if config.model == "mlp":
+        return models.Mlp(features=(config.features, config.features, 1))
+    if config.model == "resnet12":
+        return models.ResNet12(num_classes=config.way)
+    return models.Conv4(
+        num_classes=config.way, features=config.features, pooling=config.model == "conv4_pool"
+    )
+
+
+def _inner(config: Config) -> InnerLoop:
+    if config.inner in _RATE_LOOPS:
+        return _RATE_LOOPS[config.inner](
+            config.inner_steps, learning_rate=config.inner_learning_rate
+        )
+    return _SGD_LOOPS[config.inner](optax.sgd(config.inner_learning_rate), config.inner_steps)
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    make = optax.sgd if config.inner == "reptile" else optax.adam
+    optimizer = make(config.outer_learning_rate)
+    if config.clip == 0:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
+
+
+def example_tasks(problem: Problem, *, num_tasks: int) -> Any:
+    """Draws the first test tasks, for pictures.
+
+    Args:
+      problem: the problem.
+      num_tasks: how many.
+
+    Returns:
+      A meta-batch of the tasks that `problem.evaluate(..., "test")` sees first.
+    """
+    return meta_batch(problem.meta_test, problem.key("test"), num_tasks)

@@ -1,0 +1,292 @@
+"""Checkpoints: written whole or not at all, verified before they are used.
+
+A checkpoint is a folder named by its step. It holds the arrays as Orbax wrote them, a
+`manifest.json` with a SHA-256 of every file and of every leaf, and the SHA-256 of that
+manifest. The digests are needed: Orbax restores a flipped bit without a word.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from maml_jax.checkpoint_files import FORMAT_VERSION as FORMAT_VERSION
+from maml_jax.checkpoint_files import (
+    REPLACED,
+    STATE,
+    TEMPORARY,
+    CheckpointCorruptError,
+    CheckpointMismatchError,
+    CheckpointWriteError,
+    describe,
+    digest_array,
+    digest_files,
+    locate,
+    place,
+    publish,
+    read_arrays,
+    remove,
+    settle,
+    stored_type,
+    to_host,
+    write_arrays,
+    write_manifest,
+)
+from maml_jax.checkpoint_files import CheckpointError as CheckpointError
+from maml_jax.checkpoint_files import CheckpointVersionError as CheckpointVersionError
+from maml_jax.checkpoint_files import read_manifest as read_manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A verified checkpoint.
+
+    Attributes:
+      step: number of outer steps done, at least 0.
+      state: the tree that was saved, equal in every bit.
+      config: the settings that were saved with it.
+    """
+
+    step: int
+    state: Any
+    config: dict[str, Any]
+
+
+def save(
+    folder: str | os.PathLike, step: int, state: Any, *, config: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Writes `state` as the checkpoint of `step`; returns when it is safely on disk.
+
+    The state is copied to the host first, so its buffers may be donated afterwards. The
+    files go to a temporary folder, are flushed, and get their name by one atomic
+    rename: a kill at any time leaves the old checkpoints or the new one, never a half.
+    One process at a time may save to a folder.
+
+    Args:
+      folder: where the checkpoints are; made if missing.
+      step: number of outer steps done, at least 0. A checkpoint of the same step is
+        replaced.
+      state: a tree of arrays, scalars and typed random keys (no key is consumed). Python
+        numbers are saved with 64 bits; weak types are not kept.
+      config: settings to save with it, a dict that JSON can hold.
+      keep: of this checkpoint and the earlier ones, how many stay; at least 2. Those of
+        later steps are left alone, as a resumed run replaces them when it gets there.
+
+    Returns:
+      The folder of this checkpoint.
+
+    Raises:
+      ValueError: if `step`, `state`, `config` or `keep` is not as said above.
+      CheckpointWriteError: if the disk is full or any file operation fails.
+
+    Example:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> from maml_jax import checkpoints
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = checkpoints.save(folder, 100, {"w": jnp.ones(3)}, config={"shots": 5})
+      ...     restored = checkpoints.restore(folder, {"w": jnp.zeros(3)})
+      >>> path.name, restored.step, restored.config
+      ('00000100', 100, {'shots': 5})
+    """
+    if step < 0:
+        raise ValueError(f"step must be at least 0, got {step}.")
+    if keep < 2:
+        raise ValueError(f"keep must be at least 2, got {keep}: one may turn out corrupt.")
+    config = _as_json(config)
+    leaves, arrays = to_host(state)
+    folder = Path(folder).absolute()
+    with _as_write_error(folder, sum(array.nbytes for array in arrays)):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{step:08d}-", dir=folder))
+        try:
+            write_arrays(temporary / STATE, arrays)
+            write_manifest(temporary, step=step, config=config, leaves=leaves)
+            publish(temporary, folder / f"{step:08d}")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in [other for other in steps(folder) if other <= step][:-keep]:
+            remove(locate(folder)[old])
+    return folder / f"{step:08d}"
+
+
+def restore(
+    folder: str | os.PathLike, target: Any, *, config: Mapping[str, Any] | None = None
+) -> Restored | None:
+    """Reads the newest checkpoint that verifies; changes nothing on disk.
+
+    Args:
+      folder: where the checkpoints are.
+      target: a tree like the one saved, of arrays or `jax.ShapeDtypeStruct`. It gives the
+        structure, shapes and dtypes that are required, and the type and sharding of
+        what is returned: NumPy arrays and Python numbers stay what they are.
+      config: settings that must equal the saved ones; None checks nothing, and saved
+        settings that are not in it are not compared.
+
+    Returns:
+      The checkpoint, or None if there is none at all. If the newest does not verify, the
+      one before it, with a warning that names the file and the reason.
+
+    Raises:
+      CheckpointCorruptError: if there are checkpoints and none verifies.
+      CheckpointMismatchError: if the newest sound one differs from `target` or `config`.
+      CheckpointVersionError: if it was written in a newer format.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from maml_jax import checkpoints
+      >>> checkpoints.restore("no_such_folder", {"w": jnp.zeros(3)}) is None
+      True
+    """
+    reasons = []
+    for _, path in sorted(locate(Path(folder).absolute()).items(), reverse=True):
+        try:
+            restored = _restore_one(path, target, config=config)
+        except CheckpointCorruptError as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            message = f"Fell back to the checkpoint of step {restored.step}: {' '.join(reasons)}"
+            warnings.warn(message, stacklevel=2)
+        return restored
+    if reasons:
+        raise CheckpointCorruptError(f"No checkpoint in {folder} verifies: {' '.join(reasons)}")
+    return None
+
+
+def steps(folder: str | os.PathLike) -> list[int]:
+    """Lists the steps that have a checkpoint, in ascending order, verified or not.
+
+    Example:
+      >>> from maml_jax import checkpoints
+      >>> checkpoints.steps("no_such_folder")
+      []
+    """
+    return sorted(locate(Path(folder)))
+
+
+def verify(path: str | os.PathLike) -> dict[str, Any]:
+    """Checks every file of one checkpoint against its manifest, and returns that.
+
+    Args:
+      path: folder of one checkpoint, as `save` returns it.
+
+    Raises:
+      CheckpointCorruptError: names the first file that is missing, extra or changed.
+      CheckpointVersionError: as in `read_manifest`.
+
+    Example:
+      >>> import tempfile
+      >>> from maml_jax import checkpoints
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = checkpoints.save(folder, 7, {"rate": 0.1}, config={"shots": 5})
+      ...     manifest = checkpoints.verify(path)
+      >>> manifest["step"]
+      7
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if path.name.removeprefix(REPLACED) != f"{manifest['step']:08d}":
+        raise CheckpointCorruptError(f"{path} holds step {manifest['step']}.")
+    try:
+        found = digest_files(path)
+    except OSError as error:
+        raise CheckpointCorruptError(f"{path} cannot be read: {error}.") from error
+    for name in sorted(manifest["files"].keys() | found.keys()):
+        wanted, got = manifest["files"].get(name, "no file"), found.get(name, "no file")
+        if wanted != got:
+            raise CheckpointCorruptError(f"{path / name} was {wanted} and is {got}.")
+    return manifest
+
+
+def clear_unfinished(folder: str | os.PathLike) -> None:
+    """Removes what killed saves left behind; call it once, before training starts.
+
+    Example:
+      >>> from maml_jax import checkpoints
+      >>> checkpoints.clear_unfinished("no_such_folder")
+    """
+    for path in Path(folder).glob(f"{REPLACED}*"):
+        settle(path)
+    for path in Path(folder).glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path)
+
+
+def check_writable(folder: str | os.PathLike, bytes_needed: int) -> None:
+    """Fails now if the first save would fail later; makes the folder.
+
+    Args:
+      folder: where the checkpoints will be.
+      bytes_needed: free space that is required, in bytes.
+
+    Raises:
+      CheckpointWriteError: if the folder cannot be made or written, or space is short.
+
+    Example:
+      >>> import tempfile
+      >>> from maml_jax import checkpoints
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     checkpoints.check_writable(folder, bytes_needed=1000)
+    """
+    folder = Path(folder).absolute()
+    with _as_write_error(folder, bytes_needed):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"maml_jax")
+            os.fsync(probe.fileno())
+        if shutil.disk_usage(folder).free < bytes_needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _restore_one(path: Path, target: Any, *, config: Mapping[str, Any] | None) -> Restored:
+    """Verifies one checkpoint, compares it with what is wanted, and reads it."""
+    manifest = verify(path)
+    for name, value in _as_json(config or {}).items():
+        if (saved := manifest["config"].get(name, "nothing")) != value:
+            raise CheckpointMismatchError(f"{path}: config {name}: saved {saved}, wanted {value}.")
+    flat, structure = jax.tree_util.tree_flatten_with_path(target)
+    wanted = {jax.tree_util.keystr(leaf_path): leaf for leaf_path, leaf in flat}
+    leaves = {leaf["path"]: leaf for leaf in manifest["leaves"]}
+    for name in wanted | leaves:
+        saved = leaves[name]["type"] if name in leaves else "nothing"
+        want = describe(wanted[name]) if name in wanted else "nothing"
+        if saved != want:
+            raise CheckpointMismatchError(f"{path}: leaf {name}: saved {saved}, wanted {want}.")
+    arrays = read_arrays(path / STATE, [stored_type(wanted[name]) for name in leaves])
+    placed = {}
+    for (name, leaf), array in zip(leaves.items(), arrays, strict=True):
+        if digest_array(array) != leaf["sha256"]:
+            raise CheckpointCorruptError(f"{path}: leaf {name} is not what was saved.")
+        placed[name] = place(array, wanted[name], key_impl=leaf["key_impl"])
+    state = jax.tree.unflatten(structure, [placed[name] for name in wanted])
+    return Restored(step=manifest["step"], state=state, config=manifest["config"])
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config as JSON gives it back."""
+    try:
+        return json.loads(json.dumps(dict(config), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config must be what JSON can hold, got {config}: {error}.") from error
+
+
+@contextlib.contextmanager
+def _as_write_error(folder: Path, bytes_needed: int) -> Iterator[None]:
+    """Turns a failed file operation into an error that says what to look at."""
+    try:
+        yield
+    except OSError as error:
+        there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+        raise CheckpointWriteError(
+            f"Cannot write to {folder}: {bytes_needed} bytes needed, "
+            f"{shutil.disk_usage(there).free} bytes free: {error}."
+        ) from error

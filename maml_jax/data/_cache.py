@@ -1,0 +1,90 @@
+"""A cache of decoded or generated arrays that never returns a damaged one."""
+
+import hashlib
+import logging
+import os
+import pathlib
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from maml_jax.data._folders import cache_folder
+
+_LOG = logging.getLogger(__name__)
+_DIGEST = "sha256"
+
+
+def cached_arrays(
+    name: str,
+    build: Callable[[], dict[str, np.ndarray]],
+    cache_dir: str | os.PathLike | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns `build()`, or the copy of its result that an earlier call kept.
+
+    The file holds a SHA-256 of its arrays. A file that is cut short, altered or of
+    another format is built again; one is replaced only by a whole new one, so a process
+    killed half-way, or two at once, leave no bad file. Where the folder cannot be
+    written, a warning is logged and nothing is kept.
+
+    Args:
+      name: file name without suffix; it must name everything that the result depends on.
+      build: makes the arrays; called only if there is no good copy.
+      cache_dir: the folder; None means `cache_folder()`.
+
+    Returns:
+      The arrays by name, none of them of dtype object.
+    """
+    path = pathlib.Path(cache_dir or cache_folder()) / f"{name}.npz"
+    if path.is_file():
+        try:
+            return _load(path)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            _LOG.warning("Building %s again: it is damaged (%s).", path, error)
+    arrays = build()
+    try:
+        _store(path, arrays)
+    except OSError as error:
+        _LOG.warning("Not keeping %s, so the next run builds it again: %s.", path, error)
+    return arrays
+
+
+def fingerprint(*parts: object) -> str:
+    """Returns 12 hexadecimal digits that change with any of `parts`."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
+
+
+def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
+    # Opened here, because NumPy leaves its own file open when the archive is bad.
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    stored = str(arrays.pop(_DIGEST))
+    if stored != _digest(arrays):
+        raise ValueError("its SHA-256 does not match")
+    return arrays
+
+
+def _store(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays, **{_DIGEST: np.array(_digest(arrays))})
+            file.flush()
+            # Without it a power cut can leave the new name on an empty file.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
+    return digest.hexdigest()

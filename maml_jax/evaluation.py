@@ -1,0 +1,258 @@
+"""Evaluation as a protocol: a number, its interval, and how it was got, together.
+
+The protocol moves few-shot results by points, so it travels with the number.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maml_jax import checks
+from maml_jax.gradients import loss_and_metrics
+from maml_jax.inner_checks import check_count
+from maml_jax.inner_loop import InnerLoop, MetaParams
+from maml_jax.losses import LossFn
+from maml_jax.task_axis import TaskAxis, check_task_axis, map_tasks, tasks_side_by_side
+from maml_jax.tasks import TaskSampler, meta_batch
+
+_NORMAL_95 = 1.959964  # Two-sided 95% quantile; the number of tasks is large.
+_SIDE_BY_SIDE = 100  # Keeps memory flat when thousands of tasks are evaluated at once.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result of `evaluate`: means over tasks after each inner step, and the protocol.
+
+    Attributes:
+      means: of "loss" and each metric of the loss function, a mean per entry of
+        `inner_steps`.
+      half_widths: half of the 95% interval of each mean, 1.96 s / √tasks.
+      inner_steps: after how many inner steps; 0 is before adaptation.
+      num_tasks: number of tasks.
+      num_support: support examples of a task, padding included.
+      num_query: query examples of a task, padding included.
+      transductive: whether query examples were normalised with their own statistics;
+        False: with the support set's.
+      seed: of the tasks.
+
+    Example:
+      >>> import maml_jax as mj
+      >>> result = mj.Evaluation(
+      ...     means={"loss": (2.0, 0.5)}, half_widths={"loss": (0.1, 0.05)}, inner_steps=(0, 1),
+      ...     num_tasks=600, num_support=5, num_query=75, transductive=True, seed="0"
+      ... )
+      >>> result.headline()
+      '0.5000 ± 0.0500'
+    """
+
+    means: dict[str, tuple[float, ...]]
+    half_widths: dict[str, tuple[float, ...]]
+    inner_steps: tuple[int, ...]
+    num_tasks: int
+    num_support: int
+    num_query: int
+    transductive: bool
+    seed: str
+
+    @property
+    def metric(self) -> str:
+        """Name of the headline metric: "accuracy" if it is reported, else "loss"."""
+        return "accuracy" if "accuracy" in self.means else "loss"
+
+    @property
+    def mean(self) -> float:
+        """The headline metric after the last inner step, averaged over tasks."""
+        return self.means[self.metric][-1]
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95% interval of `mean`."""
+        return self.half_widths[self.metric][-1]
+
+    @property
+    def protocol(self) -> str:
+        """How the number was got, in one line."""
+        batch = "transductive" if self.transductive else "not transductive"
+        return (
+            f"{self.num_tasks:,} tasks, {self.num_support} support and {self.num_query} query "
+            f"examples, {batch}, seed {self.seed}"
+        )
+
+    def as_dict(self) -> dict:
+        """Gives everything as plain values for JSON."""
+        return {**dataclasses.asdict(self), "metric": self.metric, "mean": self.mean}
+
+    def __str__(self) -> str:
+        steps = self.inner_steps[-1]
+        after = f"after {steps} inner step{'' if steps == 1 else 's'}"
+        return f"{self.metric} {self.headline()} {after} ({self.protocol})"
+
+    def headline(self) -> str:
+        """Gives mean ± half width, in percent if the metric is an accuracy."""
+        if self.metric == "accuracy":
+            return f"{100 * self.mean:.2f}% ± {100 * self.half_width:.2f}%"
+        return f"{self.mean:.4f} ± {self.half_width:.4f}"
+
+
+def evaluate(
+    loss_fn: LossFn,
+    inner: InnerLoop,
+    params: MetaParams,
+    sampler: TaskSampler,
+    key: jax.Array,
+    *,
+    num_tasks: int = 600,
+    num_steps: int | None = None,
+    transductive: bool = True,
+    task_axis: TaskAxis = "auto",
+) -> Evaluation:
+    """Adapts to many tasks and averages what is measured on their query sets.
+
+    Task i is `sampler(fold_in(key, i))`: two evaluations with one key see the same tasks.
+
+    Args:
+      loss_fn: loss of parameters on one set of examples, with metrics.
+      inner: the inner loop.
+      params: the meta-parameters, `state.params`.
+      sampler: a pure function from a key to one `Task`.
+      key: random key, or an integer seed.
+      num_tasks: how many tasks; at least 2.
+      num_steps: inner steps at test time; those of `inner` by default.
+      transductive: True: query examples are normalised together, as in the MAML paper.
+        False: with the statistics of the support set, so that each is judged alone;
+        `loss_fn` must then use `examples.reference`, as those of `maml_jax.losses` do.
+      task_axis: as in `make_outer_step`; at most 100 tasks run side by side.
+
+    Returns:
+      An `Evaluation`: means and 95% intervals after 0, 1, …, `num_steps` inner steps.
+
+    Raises:
+      ValueError: if a number is too small, or if `transductive=False` and the loss of one
+        query example still depends on the others.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import maml_jax as mj
+      >>> model = mj.models.Mlp(features=(8, 1))
+      >>> params = model.init(jax.random.key(0), jnp.zeros((1, 1)))
+      >>> result = mj.evaluate(
+      ...     mj.losses.regression(model.apply), mj.maml(optax.sgd(0.01), 1), params,
+      ...     mj.data.sinusoid(), key=0, num_tasks=20, num_steps=3
+      ... )
+      >>> result.inner_steps
+      (0, 1, 2, 3)
+    """
+    check_count("num_tasks", num_tasks, at_least=2)
+    check_task_axis(task_axis)
+    if num_steps is not None:
+        check_count("num_steps", num_steps)
+    key = checks.as_key(key)
+    if not isinstance(sampler, jax.tree_util.Partial):
+        sampler = jax.tree_util.Partial(sampler)
+    shapes = jax.eval_shape(lambda: meta_batch(sampler, key, num_tasks))
+    side_by_side = min(tasks_side_by_side(task_axis, params, shapes), _SIDE_BY_SIDE)
+    if not transductive:
+        _check_judged_alone(loss_fn, inner, params, sampler(jax.random.fold_in(key, 0)))
+    per_task = _measure(
+        sampler,
+        params,
+        key,
+        loss_fn=loss_fn,
+        inner=inner,
+        num_tasks=num_tasks,
+        num_steps=num_steps,
+        transductive=transductive,
+        side_by_side=side_by_side,
+    )
+    values = {name: np.asarray(v, np.float64) for name, v in per_task.items()}
+    last = len(values["loss"][0]) - 1
+    data = jax.random.key_data(key).tolist()
+    return Evaluation(
+        means={name: tuple(v.mean(axis=0).tolist()) for name, v in values.items()},
+        half_widths={name: _half_widths(v) for name, v in values.items()},
+        inner_steps=tuple(range(last + 1)) if inner.observe else (last,),
+        num_tasks=num_tasks,
+        num_support=jax.tree.leaves(shapes.support.inputs)[0].shape[1],
+        num_query=jax.tree.leaves(shapes.query.inputs)[0].shape[1],
+        transductive=transductive,
+        seed=str(data[-1] if not any(data[:-1]) else data),
+    )
+
+
+def _half_widths(values: np.ndarray) -> tuple[float, ...]:
+    spread = values.std(axis=0, ddof=1) / math.sqrt(len(values))
+    return tuple((_NORMAL_95 * spread).tolist())
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "loss_fn",
+        "inner",
+        "num_tasks",
+        "num_steps",
+        "transductive",
+        "side_by_side",
+    ),
+)
+def _measure(
+    sampler, params, key, *, loss_fn, inner, num_tasks, num_steps, transductive, side_by_side
+):
+    """Gives of each metric the values `[tasks, inner steps + 1]`."""
+
+    def one(index):
+        task = sampler(jax.random.fold_in(key, index))
+        return _after_each_step(loss_fn, inner, params, task, num_steps, transductive)
+
+    return map_tasks(one, jnp.arange(num_tasks), side_by_side)
+
+
+def _after_each_step(loss_fn, inner, params, task, num_steps, transductive):
+    """Measures one task's query set before the first inner step and after each."""
+    query = task.query
+    if not transductive:
+        query = dataclasses.replace(query, reference=task.support)
+
+    def view(adapted):
+        loss, metrics = loss_and_metrics(loss_fn, adapted, query)
+        return {"loss": loss, **metrics}
+
+    if inner.observe is not None:
+        options = {} if num_steps is None else {"num_steps": num_steps}
+        return inner.observe(loss_fn, params, task.support, view, **options)
+    if num_steps is not None:
+        raise ValueError(
+            "num_steps can be changed only for an inner loop with an `observe` function; leave "
+            "num_steps out or give the InnerLoop one."
+        )
+    adapted, _ = inner.adapt(loss_fn, params, task.support)
+    return jax.tree.map(lambda value: jnp.asarray(value)[None], view(adapted))
+
+
+def _check_judged_alone(loss_fn, inner, params, task) -> None:
+    """Refuses a loss whose value on a query example depends on the other ones."""
+    adapted, _ = inner.adapt(loss_fn, params, task.support)
+    count = len(jax.tree.leaves(task.query.inputs)[0])
+    if count < 2:
+        return
+
+    def loss_of(part):
+        query = jax.tree.map(lambda leaf: leaf[part], task.query)
+        query = dataclasses.replace(query, reference=task.support)
+        return float(loss_and_metrics(loss_fn, adapted, query)[0])
+
+    middle = count // 2
+    first, second = loss_of(slice(middle)), loss_of(slice(middle, None))
+    together = loss_of(slice(None))
+    apart = (middle * first + (count - middle) * second) / count
+    masked = task.query.mask is not None
+    if not masked and abs(together - apart) > 1e-3 * max(abs(together), 1e-3):
+        raise ValueError(
+            "transductive=False needs a loss that averages over query examples judged alone, but "
+            f"it is {together:.6g} on all of them and {apart:.6g} on two halves; normalise with "
+            "examples.reference, as maml_jax.losses.predict does."
+        )

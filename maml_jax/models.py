@@ -1,0 +1,300 @@
+"""Models of the meta-learning literature in flax Linen: Mlp, Conv4 and ResNet12.
+
+Every model is called as `model.apply(params, inputs, mask)`. The mask, booleans `[N]` or
+None, says which examples feed the batch statistics; all examples are normalised with them.
+A model without a norm ignores it. Parameters have JAX's default float dtype; outputs have
+the dtype that inputs and parameters promote to. The last layer is named "head", so that
+ANIL and BOIL can select it by its path.
+
+In shapes, `N` is the number of examples, `D` of features, `H` and `W` the height and width
+in pixels, `C` the number of channels.
+
+References:
+  Finn, Abbeel, Levine. Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks.
+  ICML 2017, sections 5.1 (Mlp) and 5.2 (Conv4). https://arxiv.org/abs/1703.03400
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from maml_jax.convolution import convolution
+
+
+class BatchStatisticsNorm(nn.Module):
+    """Normalises by the statistics of the batch at hand.
+
+    `y = scale * (x - mean) / sqrt(var + ε) + bias`, per channel, with mean and (biased)
+    variance over the examples and positions of this very call. There are no running averages,
+    at test time either, so predictions are transductive: the prediction for one query example
+    depends on the other query examples of the call. That is MAML's published protocol, and it
+    scores higher than predicting each example alone; say which one you report.
+    ε is 1e-5, as in PyTorch reimplementations. The authors' code takes the defaults of
+    TensorFlow's `contrib.layers.batch_norm`: ε = 1e-3 and no scale.
+
+    With a mask only the examples where it is True count in the statistics; if none does, mean 0
+    and variance 1 stand in. Differentiable to any order, through the statistics too, which are
+    float32 at least; `y` has the dtype of `x`.
+
+    Attributes:
+      epsilon: ε, added to the variance; above 0.
+
+    Raises:
+      ValueError: if `mask` does not have the shape `[N]`.
+
+    References:
+      `normalize` in https://github.com/cbfinn/maml/blob/master/utils.py.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from maml_jax.models import BatchStatisticsNorm
+      >>> x = jnp.array([[1.0], [3.0], [100.0]])
+      >>> mask = jnp.array([True, True, False])
+      >>> BatchStatisticsNorm().init_with_output(jax.random.key(0), x, mask)[0].round().tolist()
+      [[-1.0], [1.0], [98.0]]
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Normalises `x` `[N, ..., C]` by its examples where `mask` `[N]` is True."""
+        param_dtype = jnp.result_type(float)
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], param_dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, variance = _statistics(wide, mask)
+        scale, bias = (p.astype(wide.dtype).reshape(mean.shape) for p in (scale, bias))
+        out = (wide - mean) * (lax.rsqrt(variance + self.epsilon) * scale) + bias
+        return out.astype(x.dtype)
+
+
+def _statistics(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance per channel of the unmasked examples, `[1, ..., 1, C]`."""
+    axes = tuple(range(x.ndim - 1))
+    if mask is None:
+        mean = x.mean(axes, keepdims=True)
+        return mean, jnp.square(x - mean).mean(axes, keepdims=True)
+    if mask.shape != x.shape[:1]:
+        raise ValueError(f"mask must have shape {x.shape[:1]}, one per example, got {mask.shape}.")
+    counts = jnp.broadcast_to(mask.astype(bool).reshape(-1, *(1,) * (x.ndim - 1)), x.shape)
+    # At least 1: a `jnp.where` around a quotient by 0 would still have NaN gradients.
+    number = jnp.maximum(counts[..., :1].sum(dtype=x.dtype), 1)
+    mean = jnp.where(counts, x, 0).sum(axes, keepdims=True) / number
+    variance = jnp.square(jnp.where(counts, x - mean, 0)).sum(axes, keepdims=True) / number
+    return mean, jnp.where(jnp.any(counts), variance, 1)
+
+
+class Mlp(nn.Module):
+    """Multilayer perceptron, by default the network of the sinusoid regression.
+
+    Hidden layers are named "hidden_0", "hidden_1", ...; "head" has no activation. A mask is
+    ignored. The default initialiser is flax's LeCun normal, so that signals keep their size;
+    the authors' code has `kernel_init=nn.initializers.truncated_normal(0.01)`.
+
+    Attributes:
+      features: widths of the layers, the last one being the number of outputs; static.
+      activation: function after every hidden layer.
+      kernel_init: initialiser of the weights.
+
+    Raises:
+      ValueError: if the inputs are not floats `[N, D]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from maml_jax.models import Mlp
+      >>> Mlp().init_with_output(jax.random.key(0), jnp.zeros((10, 1)))[0].shape
+      (10, 1)
+    """
+
+    features: Sequence[int] = (40, 40, 1)
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps inputs `[N, D]` to outputs `[N, features[-1]]`."""
+        del mask  # No layer looks across examples.
+        x = _as_floats(inputs)
+        if x.ndim != 2:
+            raise ValueError(
+                f"expected inputs [N, D], got shape {x.shape}; reshape them to two axes."
+            )
+        *hidden, last = self.features
+        for i, width in enumerate(hidden):
+            x = self.activation(_dense(width, f"hidden_{i}", kernel_init=self.kernel_init)(x))
+        return _dense(last, kernel_init=self.kernel_init)(x)
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    # The derivative of `jnp.max` divides by how many inputs equal the maximum. Where XLA recomputes
+    # one side with another rounding none does: NaN, seen at xla_backend_optimization_level 0.
+    return jnp.where(a > b, a, b)
+
+
+class Conv4(nn.Module):
+    """Four convolution blocks and a linear head: the network of the MAML paper.
+
+    A block, "block_0" to "block_3", is a 3x3 convolution "conv", a `BatchStatisticsNorm` "norm"
+    and an activation. Without pooling the convolutions have stride 2 and the head sees the mean
+    over the positions that remain; with it they have stride 1, a 2x2 pooling ends each block, and
+    the head sees all positions. The paper's two are `Conv4.omniglot`, `Conv4.mini_imagenet`.
+
+    The convolutions have no bias: the norm behind them subtracts it, so its gradient is 0 in
+    theory and rounding noise in practice, which Adam scales up to full steps. The authors'
+    code has these biases: `4 * features` parameters more, the same family of functions.
+
+    Attributes:
+      num_classes: number of outputs, the ways of a task; static.
+      features: number of filters of every block; static.
+      pooling: whether to pool, instead of striding.
+      activation: function after the norm; a smooth one makes second-order gradients comparable.
+      pool: combines two neighbours, in height, then in width. Default: the larger, whose
+        gradient goes to one of them at ties. `lambda a, b: (a + b) / 2` is smooth.
+      dtype: dtype of the activations, such as `jnp.bfloat16`; parameters, statistics and
+        logits keep theirs. None promotes inputs and parameters.
+
+    Raises:
+      ValueError: if the images are not floats `[N, H, W, C]`, or with pooling below 16 pixels.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from maml_jax.models import Conv4
+      >>> Conv4.omniglot(5).init_with_output(jax.random.key(0), jnp.zeros((2, 28, 28, 1)))[0].shape
+      (2, 5)
+    """
+
+    num_classes: int
+    features: int = 64
+    pooling: bool = False
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    pool: Callable[[jax.Array, jax.Array], jax.Array] = _larger
+    dtype: Any = None
+
+    @classmethod
+    def omniglot(cls, num_classes: int) -> "Conv4":
+        """Builds the paper's network for 28x28x1 images: stride 2, 64 filters."""
+        return cls(num_classes)
+
+    @classmethod
+    def mini_imagenet(cls, num_classes: int) -> "Conv4":
+        """Builds the paper's network for 84x84x3 images: max-pooling, 32 filters."""
+        return cls(num_classes, features=32, pooling=True)
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps images `[N, H, W, C]` to logits `[N, num_classes]`."""
+        x = _as_images(inputs, smallest=16 if self.pooling else 1)
+        stride = 1 if self.pooling else 2
+        for i in range(4):
+            block = _ConvNorm(self.features, 3, stride, self.dtype, name=f"block_{i}")
+            x = self.activation(block(x, mask))
+            x = _pool(x, self.pool) if self.pooling else x
+        return _dense(self.num_classes)(x.reshape(len(x), -1) if self.pooling else x.mean((1, 2)))
+
+
+class ResNet12(nn.Module):
+    """Residual network of 12 layers for few-shot learning.
+
+    Four blocks, "block_0" to "block_3", each of three 3x3 convolutions with norm and leaky ReLU
+    (slope 0.1), a 1x1 shortcut with norm added before the last activation, and 2x2 max-pooling;
+    then the mean over positions and a linear head. All norms are `BatchStatisticsNorm`; no
+    convolution has a bias. The widths are TADAM's; Lee et al. use (64, 160, 320, 640) and
+    DropBlock, which is not included, because it needs a random key in every inner step.
+
+    Attributes:
+      num_classes: number of outputs, the ways of a task; static.
+      features: number of filters of each block; static.
+      dtype: dtype of the activations, as in `Conv4`.
+
+    Raises:
+      ValueError: if the images are not floats `[N, H, W, C]`, or below `2**len(features)` pixels.
+
+    References:
+      Oreshkin, Rodriguez, Lacoste. TADAM: Task Dependent Adaptive Metric for Improved
+      Few-Shot Learning. NeurIPS 2018. https://arxiv.org/abs/1805.10123
+      Lee, Maji, Ravichandran, Soatto. Meta-Learning with Differentiable Convex
+      Optimization. CVPR 2019, section 4.1. https://arxiv.org/abs/1904.03758
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from maml_jax.models import ResNet12
+      >>> model = ResNet12(5, features=(4, 8))
+      >>> model.init_with_output(jax.random.key(0), jnp.zeros((2, 16, 16, 3)))[0].shape
+      (2, 5)
+    """
+
+    num_classes: int
+    features: Sequence[int] = (64, 128, 256, 512)
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps images `[N, H, W, C]` to logits `[N, num_classes]`."""
+        x = _as_images(inputs, smallest=2 ** len(self.features))
+        for i, width in enumerate(self.features):
+            x = _ResidualBlock(width, self.dtype, name=f"block_{i}")(x, mask)
+        return _dense(self.num_classes)(x.mean((1, 2)))
+
+
+class _ConvNorm(nn.Module):
+    features: int
+    kernel_size: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        shape = (self.features, (self.kernel_size, self.kernel_size), self.stride)
+        dtypes = {"dtype": self.dtype, "param_dtype": jnp.result_type(float)}
+        options = {"use_bias": False, "conv_general_dilated": convolution, "name": "conv"}
+        return BatchStatisticsNorm(name="norm")(nn.Conv(*shape, **dtypes, **options)(x), mask)
+
+
+class _ResidualBlock(nn.Module):
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        shortcut = _ConvNorm(self.features, 1, 1, self.dtype, name="shortcut")(x, mask)
+        for i in range(3):
+            x = _ConvNorm(self.features, 3, 1, self.dtype, name=f"layer_{i}")(x, mask)
+            x = nn.leaky_relu(x if i < 2 else x + shortcut, 0.1)
+        return _pool(x, _larger)
+
+
+def _dense(width: int, name: str = "head", **options: Any) -> nn.Dense:
+    # dtype stays None: behind bfloat16 blocks, float32 parameters make float32 logits.
+    return nn.Dense(width, name=name, param_dtype=jnp.result_type(float), **options)
+
+
+def _pool(x: jax.Array, pool: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """Combines 2x2 windows of `[N, H, W, C]`, leaving out an odd last row or column."""
+    n, height, width, channels = x.shape[0], x.shape[1] // 2, x.shape[2] // 2, x.shape[3]
+    windows = x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels)
+    rows = pool(windows[:, :, 0], windows[:, :, 1])
+    return pool(rows[:, :, :, 0], rows[:, :, :, 1])
+
+
+def _as_floats(inputs: jax.Array) -> jax.Array:
+    inputs = jnp.asarray(inputs)
+    if inputs.dtype == jnp.uint8:
+        raise ValueError("inputs must be floats, these inputs are uint8 in 0..255; divide by 255.")
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise ValueError(f"inputs must be floats, got {inputs.dtype}; convert with astype.")
+    return inputs
+
+
+def _as_images(inputs: jax.Array, *, smallest: int) -> jax.Array:
+    images = _as_floats(inputs)
+    got = f"got shape {images.shape}"
+    if images.ndim != 4:
+        raise ValueError(f"expected images [N, H, W, C], {got}; add the example axis with x[None].")
+    if min(images.shape[1:3]) < smallest:
+        raise ValueError(f"images must be at least {smallest} pixels high and wide, {got}; resize.")
+    return images

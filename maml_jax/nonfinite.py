@@ -1,0 +1,109 @@
+"""What a user is told when a task's loss or gradient is not finite."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import checkify
+
+from maml_jax.inner_loop import InnerLoop, task_loss
+from maml_jax.losses import LossFn
+from maml_jax.task_axis import map_tasks
+from maml_jax.tasks import Params, Task
+
+Explain = Callable[[Params, Task], tuple[list[int], str]]
+"""From meta-parameters and a meta-batch to the tasks that are not finite, and why."""
+
+
+class NonFiniteTaskError(FloatingPointError):
+    """A task of a meta-batch had a loss or gradient that is not finite.
+
+    The update was not made.
+
+    Attributes:
+      step: the outer step at which it happened.
+      task_indices: positions of those tasks in the meta-batch.
+      state: the `OuterState` before that step.
+
+    Example:
+      >>> from maml_jax import NonFiniteTaskError
+      >>> NonFiniteTaskError(step=3, task_indices=[1], reason="why", state=None).step
+      3
+    """
+
+    def __init__(self, *, step: int, task_indices: list[int], reason: str, state: Any):
+        super().__init__(
+            f"outer step {step}: the loss or gradient of task {task_indices} of the meta-batch "
+            f"is not finite: {reason} The parameters are unchanged; on_nonfinite='skip' leaves "
+            "such tasks out."
+        )
+        self.step = step
+        self.task_indices = task_indices
+        self.state = state
+
+
+def make_explain(inner: InnerLoop, loss_fn: LossFn) -> Explain:
+    """Builds the function that finds which tasks are not finite, and why.
+
+    It runs only after a failure, one task at a time, outside of the compiled step.
+
+    Args:
+      inner: the inner loop.
+      loss_fn: loss of parameters on one set of examples.
+
+    Returns:
+      `explain(params, tasks) -> (task indices, one sentence)`.
+    """
+
+    def one(params, task):
+        (loss, metrics), grads = jax.value_and_grad(
+            lambda params: task_loss(inner, loss_fn, params, task), has_aux=True
+        )(params)
+        return loss, metrics, [jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]
+
+    @jax.jit
+    def per_task(params, tasks):
+        return map_tasks(lambda task: one(params, task), tasks, 1)
+
+    def explain(params, tasks):
+        losses, metrics, finite_leaves = jax.device_get(per_task(params, tasks))
+        finite = np.isfinite(losses) & np.all(finite_leaves, axis=0)
+        bad = [int(index) for index in np.flatnonzero(~finite)]
+        if not bad:
+            return bad, "only the sum over tasks overflows; scale the loss down."
+        task = jax.tree.map(lambda leaf: leaf[bad[0]], tasks)
+        start = metrics.get("support_loss")
+        before = None if start is None else float(start[bad[0]])
+        return bad, _reason(inner, loss_fn, params, task, before)
+
+    return explain
+
+
+def _reason(inner, loss_fn, params, task, support_loss) -> str:
+    """Looks for the cause: a failed check, bad data, or an inner loop that diverged."""
+    checked = checkify.checkify(
+        lambda params, task: task_loss(inner, loss_fn, params, task)[0],
+        errors=checkify.user_checks,
+    )
+    error, _ = jax.jit(checked)(params, task)
+    if error.get() is not None:
+        return error.get().split(" (`check` failed)")[0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(task):
+        array = np.asarray(leaf)
+        if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            name = jax.tree_util.keystr(path).lstrip(".")
+            return f"its {name} hold {count} values that are nan or inf; clean or mask the data."
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params)):
+        return "the parameters themselves hold nan or inf; restart from an earlier state."
+    for name in ("support", "query"):
+        mask = getattr(task, name).mask
+        if mask is not None and not np.asarray(mask).any():
+            return f"its {name} mask leaves no example; mask the whole task instead."
+    if support_loss is not None and np.isfinite(support_loss):
+        return (
+            f"its support loss starts at {support_loss:.4g} and its data are finite, so the inner "
+            "loop diverged; lower the inner learning rate or clip the inner gradients."
+        )
+    return "its loss is not finite before adaptation; check loss_fn on this task."

@@ -1,0 +1,93 @@
+"""The outer loop on the device: sampling and many outer steps in one compiled call."""
+
+import functools
+
+import jax
+
+from maml_jax import checks
+from maml_jax.inner_checks import check_count
+from maml_jax.outer_step import OuterState, OuterStep, raise_if_nonfinite
+from maml_jax.tasks import TaskSampler, meta_batch
+
+
+def run_outer_steps(
+    outer: OuterStep,
+    sampler: TaskSampler,
+    state: OuterState,
+    key: jax.Array,
+    *,
+    num_steps: int,
+    meta_batch_size: int,
+) -> tuple[OuterState, dict[str, jax.Array]]:
+    """Samples meta-batches and makes outer steps in one compiled call.
+
+    Step s draws its tasks with `fold_in(key, s)`, s being `state.step`: calling this twice
+    for 50 steps with the same key does what one call for 100 steps does.
+
+    Args:
+      outer: the outer step.
+      sampler: a pure function from a key to one `Task`. Make it a `jax.tree_util.Partial`
+        over large arrays, so that they are arguments of the compiled call and not constants
+        in it; the samplers of `maml_jax.data` are.
+      state: where to start; not consumed.
+      key: random key of the whole run, or an integer seed.
+      num_steps: number of outer steps; static, at least 1.
+      meta_batch_size: number `T` of tasks of each; static, at least 1.
+
+    Returns:
+      The state after the last step, and the metrics of each step, `[num_steps]`.
+
+    Raises:
+      NonFiniteTaskError: if a task was not finite and `outer` was made to raise. No step
+        is made from there on; the error holds the state before that step.
+      ValueError: if a number is below 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import maml_jax as mj
+      >>> model = mj.models.Mlp(features=(8, 1))
+      >>> outer = mj.make_outer_step(
+      ...     mj.losses.regression(model.apply), mj.maml(optax.sgd(0.01), 1), optax.adam(1e-3)
+      ... )
+      >>> state = outer.init(model.init(jax.random.key(1), jnp.zeros((1, 1))))
+      >>> state, metrics = mj.run_outer_steps(
+      ...     outer, mj.data.sinusoid(), state, jax.random.key(0), num_steps=3, meta_batch_size=2
+      ... )
+      >>> int(state.step), metrics["query_loss"].shape
+      (3, (3,))
+    """
+    check_count("num_steps", num_steps, at_least=1)
+    check_count("meta_batch_size", meta_batch_size, at_least=1)
+    key = checks.as_key(key)
+    if not isinstance(sampler, jax.tree_util.Partial):
+        sampler = jax.tree_util.Partial(sampler)
+    new_state, metrics = _scanned_steps(
+        sampler, state, key, outer=outer, num_steps=num_steps, meta_batch_size=meta_batch_size
+    )
+    if not checks.is_traced(metrics):
+        made = int(new_state.step) - int(state.step)
+        if made < num_steps:
+            raise_if_nonfinite(
+                outer.explain,
+                new_state,
+                lambda: _tasks_of_step(sampler, new_state, key, meta_batch_size=meta_batch_size),
+                metrics["n_nonfinite"][made],
+            )
+    return new_state, metrics
+
+
+@functools.partial(jax.jit, static_argnames=("outer", "num_steps", "meta_batch_size"))
+def _scanned_steps(sampler, state, key, *, outer, num_steps, meta_batch_size):
+    def step(state, _):
+        return outer.update(state, _sampled(sampler, state, key, meta_batch_size))
+
+    return jax.lax.scan(step, state, length=num_steps)
+
+
+@functools.partial(jax.jit, static_argnames="meta_batch_size")
+def _tasks_of_step(sampler, state, key, *, meta_batch_size):
+    return _sampled(sampler, state, key, meta_batch_size)
+
+
+def _sampled(sampler, state, key, meta_batch_size):
+    return meta_batch(sampler, jax.random.fold_in(key, state.step), meta_batch_size)

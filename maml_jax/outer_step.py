@@ -1,0 +1,255 @@
+"""The outer step: adapt to every task, reduce their gradients, update; compiled once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maml_jax import checks
+from maml_jax.aggregation import Aggregation, check_weights, resolve
+from maml_jax.aggregation.resolve import valid_tasks
+from maml_jax.inner_loop import InnerLoop, MetaParams, task_loss
+from maml_jax.losses import LossFn
+from maml_jax.nonfinite import Explain, NonFiniteTaskError, make_explain
+from maml_jax.reduction import Reduced, reduce_meta_batch
+from maml_jax.task_axis import TaskAxis, check_task_axis, num_tasks_of, tasks_side_by_side
+from maml_jax.tasks import Params
+
+ON_NONFINITE = ("raise", "skip", "propagate")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OuterState:
+    """What the outer loop carries from step to step.
+
+    Attributes:
+      params: the meta-parameters, `inner.init(params)`.
+      opt_state: the outer optimizer's state.
+      aggregation_state: the aggregation's state; `()` for most.
+      step: number of outer steps done, a scalar integer.
+    """
+
+    params: MetaParams
+    opt_state: Any
+    aggregation_state: Any
+    step: jax.Array
+
+
+class OuterStep(NamedTuple):
+    """A compiled outer step, from `make_outer_step`.
+
+    Attributes:
+      init: `params -> OuterState`.
+      update: `(state, tasks, *, weights=None, mask=None) -> (state, metrics)`.
+      gradient: `(state, tasks, *, weights=None, mask=None) -> (grads, metrics)`: the
+        aggregated meta-gradient, no update.
+      explain: `(params, tasks) -> (task indices, sentence)`: which tasks are not finite.
+    """
+
+    init: Callable[[Params], OuterState]
+    update: Callable[..., tuple[OuterState, dict[str, jax.Array]]]
+    gradient: Callable[..., tuple[MetaParams, dict[str, jax.Array]]]
+    explain: Explain
+
+
+def make_outer_step(
+    loss_fn: LossFn,
+    inner: InnerLoop,
+    optimizer: optax.GradientTransformation,
+    *,
+    aggregation: str | Aggregation = "mean",
+    task_axis: TaskAxis = "auto",
+    on_nonfinite: str = "raise",
+) -> OuterStep:
+    """Builds the compiled outer step.
+
+    For a meta-batch of T tasks with adaptation A it computes
+
+        gᵢ = ∇ ℓ(A(θ, supportᵢ), queryᵢ),   θ ← optimizer(θ, aggregation(g₁…g_T)).
+
+    Compiled at the first call, and again only for other shapes. Metrics are scalars:
+    `query_loss` and what `loss_fn` reports, after adaptation, and `support_loss`, before
+    it, averaged over the tasks that count, whatever the aggregation; `grad_norm`;
+    `n_valid`, the number of tasks that count (not masked, weight not 0, not skipped);
+    `n_nonfinite`; `effective_tasks`, (Σc)²/Σc² of the coefficients; and, for aggregations
+    from level NORMS up, `gain`, `divisor` and `coherence` (see `maml_jax.reduction`). When
+    no task counts, parameters and optimizer state stay as they are.
+
+    Args:
+      loss_fn: loss of parameters on one set of examples, a scalar, or a scalar and a dict
+        of scalars. Average it over the examples.
+      inner: the inner loop, such as `maml(optax.sgd(0.4), num_steps=1)`.
+      optimizer: the outer optimizer, any optax transformation; it is also given the query
+        loss as `value`, for those that ask.
+      aggregation: "mean", "sum", "weighted", or a value of `maml_jax.aggregation`.
+      task_axis: "vmap" runs all tasks side by side, "scan" one after the other, a number
+        so many at a time. "auto" runs all of them, but large tasks on a CPU one at a time.
+        It changes speed and memory, never the result.
+      on_nonfinite: what to do with a task whose loss or gradient is not finite. "raise":
+        no update, and `NonFiniteTaskError`; inside compiled code, where nothing can be
+        raised, the state stays as it is and `n_nonfinite` tells. It waits for each step's
+        result. "skip": leave the task out, which needs per-task gradients. "propagate":
+        compute on.
+
+    Returns:
+      `OuterStep(init, update, gradient, explain)`.
+
+    Raises:
+      TypeError: if an argument is of the wrong kind.
+      ValueError: if a choice is unknown; in `update`, if a meta-batch is malformed.
+
+    References:
+      Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+      Networks", ICML 2017, algorithm 1; https://arxiv.org/abs/1703.03400
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import maml_jax as mj
+      >>> model = mj.models.Mlp(features=(40, 40, 1))
+      >>> loss_fn = mj.losses.regression(model.apply)
+      >>> inner = mj.maml(optax.sgd(0.01), num_steps=1)
+      >>> outer = mj.make_outer_step(loss_fn, inner, optax.adam(1e-3), aggregation="mean")
+      >>> tasks = mj.meta_batch(mj.data.sinusoid(), jax.random.key(0), 4)
+      >>> state = outer.init(model.init(jax.random.key(1), jnp.zeros((1, 1))))
+      >>> state, metrics = outer.update(state, tasks)
+      >>> int(state.step), int(metrics["n_valid"])
+      (1, 4)
+    """
+    _check_arguments(loss_fn, inner, optimizer, task_axis, on_nonfinite)
+    rule = resolve(aggregation)
+    optimizer = optax.with_extra_args_support(optimizer)
+    explain = make_explain(inner, loss_fn)
+
+    def init(params):
+        checks.check_params(params)
+        meta_params = inner.init(jax.tree.map(jnp.asarray, params))
+        return OuterState(
+            params=meta_params,
+            opt_state=optimizer.init(meta_params),
+            aggregation_state=rule.init(),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def reduce(state, tasks, weights, mask):
+        checks.check_meta_batch(tasks)
+        check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
+        plain = weights is None and mask is None
+        return reduce_meta_batch(
+            functools.partial(task_loss, inner, loss_fn),
+            state.params,
+            tasks,
+            aggregation=rule,
+            state=state.aggregation_state,
+            valid=None if plain else valid_tasks(num_tasks_of(tasks), weights=weights, mask=mask),
+            weights=weights,
+            side_by_side=tasks_side_by_side(task_axis, state.params, tasks),
+            skip_nonfinite=on_nonfinite == "skip",
+        )
+
+    compiled_reduce = jax.jit(reduce)
+
+    @jax.jit
+    def compiled_update(state, tasks, weights, mask):
+        _check_opt_state(optimizer, state)
+        return _updated(state, reduce(state, tasks, weights, mask), optimizer, on_nonfinite)
+
+    def at_the_door(state, tasks, weights, mask):
+        if not checks.is_traced((state, tasks, weights, mask)):
+            checks.check_meta_batch(tasks)
+            checks.warn_rounded(tasks)
+            check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
+
+    def raise_if_asked(state, tasks, metrics):
+        if on_nonfinite == "raise" and not checks.is_traced(metrics):
+            raise_if_nonfinite(explain, state, lambda: tasks, metrics["n_nonfinite"])
+
+    def update(state, tasks, *, weights=None, mask=None):
+        at_the_door(state, tasks, weights, mask)
+        new_state, metrics = compiled_update(state, tasks, weights, mask)
+        raise_if_asked(state, tasks, metrics)
+        return new_state, metrics
+
+    def gradient(state, tasks, *, weights=None, mask=None):
+        at_the_door(state, tasks, weights, mask)
+        reduced = compiled_reduce(state, tasks, weights, mask)
+        raise_if_asked(state, tasks, reduced.metrics)
+        return reduced.grads, reduced.metrics
+
+    return OuterStep(init, update, gradient, explain)
+
+
+def raise_if_nonfinite(
+    explain: Explain, state: OuterState, tasks: Callable[[], Any], n_nonfinite: jax.Array
+) -> None:
+    """Raises the error that names the tasks that are not finite, if there are any.
+
+    Args:
+      explain: finds them.
+      state: the state before the step.
+      tasks: gives the meta-batch of the step; called only if needed.
+      n_nonfinite: how many tasks the step found not finite.
+
+    Raises:
+      NonFiniteTaskError: if `n_nonfinite` is above 0.
+    """
+    if int(n_nonfinite) == 0:
+        return
+    indices, reason = explain(state.params, tasks())
+    raise NonFiniteTaskError(step=int(state.step), task_indices=indices, reason=reason, state=state)
+
+
+def _updated(state: OuterState, reduced: Reduced, optimizer, on_nonfinite: str):
+    """Applies the outer optimizer, unless no task counts or one that counts is not finite."""
+    metrics = reduced.metrics
+    updates, opt_state = optimizer.update(
+        reduced.grads, state.opt_state, state.params, value=metrics["query_loss"]
+    )
+    moved = (optax.apply_updates(state.params, updates), opt_state, reduced.aggregation_state)
+    stayed = (state.params, state.opt_state, state.aggregation_state)
+    sound = (metrics["n_nonfinite"] == 0) if on_nonfinite == "raise" else jnp.array(True)
+    accepted = sound & (metrics["n_valid"] > 0)
+    params, opt_state, aggregation_state = jax.tree.map(
+        lambda new, old: jnp.where(accepted, new, old), moved, stayed
+    )
+    new_state = OuterState(
+        params=params,
+        opt_state=opt_state,
+        aggregation_state=aggregation_state,
+        step=state.step + sound.astype(state.step.dtype),
+    )
+    return new_state, metrics
+
+
+def _check_arguments(loss_fn, inner, optimizer, task_axis, on_nonfinite) -> None:
+    if not callable(loss_fn):
+        raise TypeError(
+            "loss_fn must be a function (params, examples) -> scalar, got "
+            f"{type(loss_fn).__name__}."
+        )
+    if not isinstance(inner, InnerLoop):
+        raise TypeError(
+            "inner must be an InnerLoop such as maml(optax.sgd(0.4), num_steps=1), got "
+            f"{type(inner).__name__}."
+        )
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            "optimizer must be an optax transformation such as optax.adam(1e-3), got "
+            f"{type(optimizer).__name__}."
+        )
+    check_task_axis(task_axis)
+    checks.check_flags(on_nonfinite=(on_nonfinite, ON_NONFINITE))
+
+
+def _check_opt_state(optimizer, state: OuterState) -> None:
+    want = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
+    got = jax.tree.structure(state.opt_state)
+    if got != want:
+        raise ValueError(
+            "opt_state must be of the outer optimizer of this outer step, got a state of another "
+            f"structure; make it with outer.init(params). Wanted {want}, got {got}."
+        )

@@ -1,0 +1,229 @@
+"""What to train: one configuration per published experiment, named after its source.
+
+Inner learning rates are for the MEAN cross-entropy over the support set. The MAML
+paper's code sums it over the N·K support examples and divides by K, so its rates are
+multiplied by N here: 0.4 (5-way) is 2.0, 0.1 (20-way) is 2.0.
+"""
+
+import dataclasses
+from typing import Literal
+
+from maml_jax.inner_checks import check_count, check_rate
+
+Dataset = Literal["glyphs", "omniglot", "cifar_fs", "fc100", "image_folder", "sinusoid"]
+Model = Literal["conv4", "conv4_pool", "resnet12", "mlp"]
+Inner = Literal["maml", "fomaml", "anil", "boil", "meta_sgd", "lslr", "reptile"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a training run and its evaluation.
+
+    Attributes:
+      dataset: where tasks come from.
+      data_dir: folder of prepared data sets, or the root of an image folder; by default
+        $MAML_JAX_DATA_DIR, then that of TensorFlow Datasets.
+      way: classes per task.
+      shot: support examples per class (regression: per task).
+      query_shot: query examples per class (or task) in training.
+      test_query_shot: query examples per class (or task) in validation and test.
+      rotations: take each class turned by 90, 180 and 270 degrees as a class of its own.
+      image_size: side of the images in pixels, where the data set leaves it open.
+      model: the network.
+      features: filters per block (conv4, conv4_pool), or width of both hidden layers (mlp).
+      inner: the inner loop.
+      inner_learning_rate: of SGD on the mean loss; for meta_sgd and lslr the start value.
+      inner_steps: inner steps in training.
+      test_inner_steps: inner steps in validation and test.
+      outer_learning_rate: of Adam; for reptile of SGD.
+      clip: largest global norm of the aggregated gradient; 0 does not clip.
+      meta_batch_size: tasks per outer step.
+      aggregation: how task gradients become one.
+      outer_steps: outer steps in all.
+      steps_per_call: outer steps per compiled call.
+      validate_every: outer steps between validations.
+      checkpoint_every: outer steps between checkpoints.
+      validation_tasks: tasks per validation.
+      test_tasks: tasks of the final evaluation.
+      transductive: whether query examples are normalised together at test time.
+      on_nonfinite: what to do with a task whose loss or gradient is not finite.
+      seed: of parameters and tasks.
+      source: the publication that the settings follow, or "".
+      reported: what it reports for them, or "".
+
+    Example:
+      >>> from maml_jax.recipes import PRESETS
+      >>> PRESETS["omniglot-5way-1shot-finn2017"].inner_learning_rate
+      2.0
+    """
+
+    dataset: Dataset = "glyphs"
+    data_dir: str | None = None
+    way: int = 5
+    shot: int = 1
+    query_shot: int = 5
+    test_query_shot: int = 15
+    rotations: bool = False
+    image_size: int = 28
+    model: Model = "conv4"
+    features: int = 64
+    inner: Inner = "maml"
+    inner_learning_rate: float = 2.0
+    inner_steps: int = 1
+    test_inner_steps: int = 3
+    outer_learning_rate: float = 1e-3
+    clip: float = 0.0
+    meta_batch_size: int = 32
+    aggregation: Literal["mean", "sum"] = "mean"
+    outer_steps: int = 2000
+    steps_per_call: int = 25
+    validate_every: int = 250
+    checkpoint_every: int = 250
+    validation_tasks: int = 200
+    test_tasks: int = 1000
+    transductive: bool = True
+    on_nonfinite: Literal["raise", "skip"] = "skip"
+    seed: int = 0
+    source: str = ""
+    reported: str = ""
+
+    def __post_init__(self):
+        check_rate(self.inner_learning_rate)
+        counts = (
+            "shot query_shot test_query_shot image_size features meta_batch_size outer_steps "
+            "steps_per_call validate_every checkpoint_every"
+        )
+        for name in counts.split():
+            check_count(name, getattr(self, name), at_least=1)
+        for name, least in (("way", 2), ("inner_steps", 0), ("test_inner_steps", 0)):
+            check_count(name, getattr(self, name), at_least=least)
+        for name in ("validation_tasks", "test_tasks"):
+            check_count(name, getattr(self, name), at_least=2)
+        if not 0 <= self.clip < float("inf"):
+            raise ValueError(f"clip must be at least 0 and finite, got {self.clip}.")
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether tasks are regression tasks."""
+        return self.dataset == "sinusoid"
+
+
+_FINN = "Finn, Abbeel, Levine, ICML 2017, https://arxiv.org/abs/1703.03400"
+
+_OMNIGLOT = Config(
+    dataset="omniglot",
+    rotations=True,
+    model="conv4",
+    features=64,
+    query_shot=3,
+    test_query_shot=15,
+    inner_steps=1,
+    test_inner_steps=3,
+    meta_batch_size=32,
+    outer_steps=60_000,
+    validate_every=1000,
+    checkpoint_every=500,
+    validation_tasks=300,
+    source=_FINN + ", table 1",
+)
+
+PRESETS: dict[str, Config] = {
+    "glyphs-5way-1shot": Config(
+        dataset="glyphs",
+        features=32,
+        meta_batch_size=16,
+        query_shot=5,
+        outer_steps=3000,
+        validate_every=500,
+        checkpoint_every=500,
+    ),
+    "omniglot-5way-1shot-finn2017": dataclasses.replace(
+        _OMNIGLOT, way=5, shot=1, reported="accuracy 98.7% ± 0.4%"
+    ),
+    "omniglot-5way-5shot-finn2017": dataclasses.replace(
+        _OMNIGLOT, way=5, shot=5, query_shot=5, reported="accuracy 99.9% ± 0.1%"
+    ),
+    "omniglot-20way-1shot-finn2017": dataclasses.replace(
+        _OMNIGLOT,
+        way=20,
+        shot=1,
+        query_shot=1,
+        test_query_shot=5,
+        inner_steps=5,
+        test_inner_steps=5,
+        meta_batch_size=16,
+        reported="accuracy 95.8% ± 0.3%",
+    ),
+    "omniglot-20way-5shot-finn2017": dataclasses.replace(
+        _OMNIGLOT,
+        way=20,
+        shot=5,
+        query_shot=5,
+        test_query_shot=5,
+        inner_steps=5,
+        test_inner_steps=5,
+        meta_batch_size=16,
+        reported="accuracy 98.9% ± 0.2%",
+    ),
+    "cifarfs-5way-1shot": Config(
+        dataset="cifar_fs",
+        model="conv4_pool",
+        features=32,
+        inner_learning_rate=0.05,
+        inner_steps=5,
+        test_inner_steps=10,
+        meta_batch_size=4,
+        query_shot=15,
+        outer_steps=60_000,
+        clip=10.0,
+    ),
+    "cifarfs-5way-5shot": Config(
+        dataset="cifar_fs",
+        shot=5,
+        model="conv4_pool",
+        features=32,
+        inner_learning_rate=0.05,
+        inner_steps=5,
+        test_inner_steps=10,
+        meta_batch_size=4,
+        query_shot=15,
+        outer_steps=60_000,
+        clip=10.0,
+    ),
+    "fc100-5way-5shot": Config(
+        dataset="fc100",
+        shot=5,
+        model="conv4_pool",
+        features=32,
+        inner_learning_rate=0.05,
+        inner_steps=5,
+        test_inner_steps=10,
+        meta_batch_size=4,
+        query_shot=15,
+        outer_steps=60_000,
+        clip=10.0,
+    ),
+    "sinusoid-10shot-finn2017": Config(
+        dataset="sinusoid",
+        shot=10,
+        query_shot=10,
+        test_query_shot=100,
+        model="mlp",
+        features=40,
+        inner_learning_rate=0.01,
+        inner_steps=1,
+        test_inner_steps=10,
+        meta_batch_size=25,
+        outer_steps=70_000,
+        steps_per_call=500,
+        validate_every=5000,
+        checkpoint_every=5000,
+        validation_tasks=600,
+        test_tasks=1000,
+        source=_FINN + ", section 5.1 and table 2",
+        reported="query MSE 0.67 / 0.38 / 0.35 after 1 / 5 / 10 steps (5-shot at test)",
+    ),
+}
+"""The published experiments and the embedded default, by name."""
+
+DEFAULT_PRESET = "glyphs-5way-1shot"

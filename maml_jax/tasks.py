@@ -1,0 +1,99 @@
+"""Tasks, meta-batches, and the checks at the door.
+
+In shapes, `N` is the number of examples of one set and `T` the number of tasks of a
+meta-batch. Everything here is written for one task; a meta-batch is the same type
+with a leading axis `T` on every array.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Params = Any
+"""A tree of arrays: the parameters θ of a model."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Labelled examples of one task.
+
+    Attributes:
+      inputs: a tree of arrays `[N, ...]`.
+      targets: a tree of arrays `[N, ...]`: class indices `[N]` for classification.
+      mask: booleans `[N]`; False marks padding, so that tasks of different size fit in
+        one meta-batch. None means that every example counts.
+      reference: other examples whose batch statistics normalise these, as in
+        non-transductive evaluation. None means that these examples normalise
+        themselves. See `maml_jax.evaluate`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from maml_jax import Examples
+      >>> examples = Examples(inputs=jnp.zeros((5, 28, 28, 1)), targets=jnp.arange(5))
+      >>> examples.targets.shape
+      (5,)
+    """
+
+    inputs: Any
+    targets: Any
+    mask: jax.Array | None = None
+    reference: "Examples | None" = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One learning problem: examples to adapt on, examples to be judged by.
+
+    Attributes:
+      support: the `Examples` that the inner loop sees.
+      query: the `Examples` whose loss, after adaptation, the outer loop minimises.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from maml_jax import Examples, Task
+      >>> few = Examples(inputs=jnp.zeros((5, 1)), targets=jnp.zeros((5, 1)))
+      >>> many = Examples(inputs=jnp.zeros((15, 1)), targets=jnp.zeros((15, 1)))
+      >>> Task(support=few, query=many).query.inputs.shape
+      (15, 1)
+    """
+
+    support: Examples
+    query: Examples
+
+
+TaskSampler = Callable[[jax.Array], Task]
+"""A pure function from a random key to ONE task."""
+
+
+def meta_batch(sampler: TaskSampler, key: jax.Array, num_tasks: int) -> Task:
+    """Draws a meta-batch of independent tasks.
+
+    Task i comes from `fold_in(key, i)`: it does not depend on how many tasks are drawn.
+
+    Args:
+      sampler: a pure function from a key to one `Task`.
+      key: random key; consumed.
+      num_tasks: number `T` of tasks; static, at least 1.
+
+    Returns:
+      A `Task` with a leading axis `T` on every array.
+
+    Raises:
+      ValueError: if `num_tasks` is below 1.
+
+    Example:
+      >>> import jax
+      >>> import maml_jax as mj
+      >>> sampler = mj.data.sinusoid(shot=10, query_shot=10)
+      >>> mj.meta_batch(sampler, jax.random.key(0), 4).support.inputs.shape
+      (4, 10, 1)
+    """
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}.")
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_tasks))
+    return jax.vmap(sampler)(keys)

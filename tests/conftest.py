@@ -1,0 +1,33 @@
+"""Strict settings for the whole suite: 64-bit, no silent broadcasting, no reused key.
+
+`MAML_JAX_TEST_X64=0` runs the same suite in JAX's default 32-bit mode, which is what
+users run; tolerances that depend on the precision come from the `tolerance` fixture.
+"""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+X64 = os.environ.get("MAML_JAX_TEST_X64", "1") == "1"
+
+jax.config.update("jax_enable_x64", X64)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture
+def tolerance():
+    """Relative tolerance for two programs that compute the same thing."""
+    return 1e-12 if X64 else 2e-5
+
+
+@pytest.fixture
+def data_dir():
+    """Folder of the real data sets beside the checkout, or a skip that says why."""
+    folder = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = pathlib.Path(os.environ.get("MAML_JAX_DATA_DIR", folder / "tensorflow_datasets"))
+    if not folder.is_dir():
+        pytest.skip("real data sets are not here: set MAML_JAX_DATA_DIR to a TFDS data folder")
+    return folder

@@ -1,0 +1,232 @@
+"""The convolution, against `lax.conv_general_dilated` as the oracle."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from maml_jax.convolution import convolution
+
+X64 = os.environ.get("MAML_JAX_TEST_X64", "1") == "1"
+TOLERANCE = 1e-10 if X64 else 1e-4
+
+LAYOUT_1D = ("NWC", "WIO", "NWC")
+LAYOUT_2D = ("NHWC", "HWIO", "NHWC")
+
+# (input size, kernel size, strides, padding); sizes odd and even, kernels square or not.
+CASES = {
+    "1x1": ((5, 6), (1, 1), (1, 1), "SAME"),
+    "1x1_stride_2": ((5, 6), (1, 1), (2, 2), "SAME"),
+    "1x1_padded": ((5, 6), (1, 1), (1, 1), ((1, 0), (0, 2))),
+    "3x3_same": ((5, 6), (3, 3), (1, 1), "SAME"),
+    "3x3_valid": ((5, 6), (3, 3), (1, 1), "VALID"),
+    "3x3_stride_2_same": ((7, 6), (3, 3), (2, 2), "SAME"),
+    "3x3_stride_2_valid": ((7, 6), (3, 3), (2, 2), "VALID"),
+    "3x3_stride_2_lower": ((7, 6), (3, 3), (2, 2), "SAME_LOWER"),
+    "3x3_explicit": ((7, 6), (3, 3), (2, 2), ((1, 1), (0, 2))),
+    "3x3_cropping": ((7, 8), (3, 3), (1, 2), ((-1, 1), (2, -2))),
+    "5x5_same": ((6, 7), (5, 5), (1, 1), "SAME"),
+    "5x5_stride_2": ((6, 7), (5, 5), (2, 2), "SAME"),
+    "1x3_strides_1_3": ((4, 9), (1, 3), (1, 3), "SAME"),
+    "1d_same": ((7,), (3,), (1,), "SAME"),
+    "1d_stride_2": ((8,), (5,), (2,), "SAME"),
+    "1d_explicit": ((8,), (3,), (2,), ((2, 0),)),
+}
+
+
+def _normal(seed, shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def _arrays(size, window):
+    return _normal(0, (3, *size, 2)), _normal(1, (*window, 2, 4))
+
+
+def _both(strides, padding):
+    layout = LAYOUT_1D if len(strides) == 1 else LAYOUT_2D
+    options = {"window_strides": strides, "padding": padding, "dimension_numbers": layout}
+    return [functools.partial(f, **options) for f in (convolution, lax.conv_general_dilated)]
+
+
+def _assert_close(actual, expected):
+    """Equal up to a tolerance relative to the largest entry of each array."""
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    for a, e in pairs:
+        assert a.shape == e.shape
+        assert a.dtype == e.dtype
+        scale = max(1.0, float(jnp.abs(e).max()))
+        np.testing.assert_allclose(a, e, rtol=0, atol=TOLERANCE * scale)
+
+
+def _loss(f, x, w):
+    return jnp.sum(jnp.sin(f(x, w)))
+
+
+def _first_order(f):
+    return lambda x, w: (f(x, w), jax.grad(functools.partial(_loss, f), (0, 1))(x, w))
+
+
+def _second_order(f):
+    """A jvp, and the gradients of a contraction of both gradients."""
+
+    def contraction(x, w):
+        dx, dw = jax.grad(functools.partial(_loss, f), (0, 1))(x, w)
+        return jnp.sum(jnp.cos(dx)) + jnp.sum(dw**2)
+
+    def all_of_them(x, w):
+        jvp = jax.jvp(f, (x, w), (jnp.cos(x), jnp.sin(w)))[1]
+        return jvp, jax.grad(contraction, (0, 1))(x, w)
+
+    return all_of_them
+
+
+def _run(f, *args):
+    # Little optimisation: compiling these programs takes longer than running them.
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})(*args)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradients_match_lax(name):
+    """Oracle: `lax.conv_general_dilated` and its gradients with respect to both arrays."""
+    size, window, strides, padding = CASES[name]
+    ours, oracle = _both(strides, padding)
+    arrays = _arrays(size, window)
+    _assert_close(_run(_first_order(ours), *arrays), _run(_first_order(oracle), *arrays))
+
+
+@pytest.mark.parametrize("name", ["1x1_padded", "3x3_stride_2_same", "1d_explicit"])
+def test_jvp_and_second_order_match_lax(name):
+    """Oracle: the same derivatives of `lax.conv_general_dilated`."""
+    size, window, strides, padding = CASES[name]
+    ours, oracle = _both(strides, padding)
+    arrays = _arrays(size, window)
+    _assert_close(_run(_second_order(ours), *arrays), _run(_second_order(oracle), *arrays))
+
+
+@pytest.mark.parametrize(
+    ("name", "shared_inputs"), [("3x3_stride_2_same", False), ("1d_stride_2", True)]
+)
+def test_vmap_over_kernels_matches_a_loop_over_lax(name, shared_inputs):
+    """Oracle: one call of lax per kernel, up to second order."""
+    size, window, strides, padding = CASES[name]
+    ours, oracle = _both(strides, padding)
+    kernels = _normal(2, (3, *window, 2, 4))
+    inputs = _normal(3, (2, *size, 2) if shared_inputs else (3, 2, *size, 2))
+    in_axes = (None, 0) if shared_inputs else (0, 0)
+    actual = _run(jax.vmap(_second_order(ours), in_axes), inputs, kernels)
+    one = jax.jit(_second_order(oracle))
+    expected = [one(inputs if shared_inputs else inputs[i], kernels[i]) for i in range(3)]
+    _assert_close(actual, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected))
+
+
+def _lowered(f, name):
+    size, window, *_ = CASES[name]
+    kernels = _normal(2, (3, *window, 2, 4))
+    inputs = _normal(3, (3, 2, *size, 2))
+    return jax.jit(jax.vmap(_second_order(f))).lower(inputs, kernels).as_text()
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3_stride_2_same", "3x3_explicit", "1d_stride_2"])
+def test_vmapped_program_has_products_and_no_convolution(name):
+    """Up to second order; the oracle's own program shows that the search would find one."""
+    ours, oracle = _both(*CASES[name][2:])
+    text = _lowered(ours, name)
+    assert "stablehlo.convolution" not in text
+    assert "stablehlo.dot_general" in text
+    assert "stablehlo.convolution" in _lowered(oracle, name)
+
+
+def test_pointwise_kernel_needs_no_slices():
+    ours, _ = _both((1, 1), "SAME")
+    text = jax.jit(ours).lower(*_arrays((5, 6), (1, 1))).as_text()
+    assert "slice" not in text
+    assert "concatenate" not in text
+
+
+FALLBACKS = {
+    "default_layout": ((3, 2, 5, 6), (4, 2, 3, 3), {}),
+    "hwoi": ((3, 5, 6, 2), (3, 3, 4, 2), {"dimension_numbers": ("NHWC", "HWOI", "NHWC")}),
+    "lhs_dilation": (
+        (3, 5, 6, 2),
+        (3, 3, 2, 4),
+        {"dimension_numbers": LAYOUT_2D, "lhs_dilation": (2, 1)},
+    ),
+    "rhs_dilation": (
+        (3, 5, 6, 2),
+        (3, 3, 2, 4),
+        {"dimension_numbers": LAYOUT_2D, "rhs_dilation": (1, 2)},
+    ),
+    "groups": (
+        (3, 5, 6, 2),
+        (3, 3, 1, 4),
+        {"dimension_numbers": LAYOUT_2D, "feature_group_count": 2},
+    ),
+    "batch_groups": (
+        (4, 5, 6, 2),
+        (3, 3, 2, 4),
+        {"dimension_numbers": LAYOUT_2D, "batch_group_count": 2},
+    ),
+    "empty_output": ((3, 2, 2, 2), (3, 3, 2, 4), {"dimension_numbers": LAYOUT_2D}),
+    "three_dimensions": (
+        (2, 3, 4, 5, 2),
+        (3, 3, 3, 2, 4),
+        {"dimension_numbers": ("NDHWC", "DHWIO", "NDHWC")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_other_convolutions_fall_back_to_lax(name):
+    """Oracle: lax itself, which runs the very same operation."""
+    lhs_shape, rhs_shape, options = FALLBACKS[name]
+    x, w = _normal(0, lhs_shape), _normal(1, rhs_shape)
+    strides = (1,) * (x.ndim - 2)
+    padding = ((1, 1),) * len(strides) if name != "empty_output" else "VALID"
+    f = functools.partial(convolution, window_strides=strides, padding=padding, **options)
+    assert "conv_general_dilated" in str(jax.make_jaxpr(f)(x, w))
+    expected = lax.conv_general_dilated(x, w, strides, padding, **options)
+    np.testing.assert_array_equal(f(x, w), expected)
+
+
+def test_mismatched_channels_raise_what_lax_raises():
+    ours, _ = _both((1, 1), "SAME")
+    with pytest.raises(ValueError, match="feature dimension"):
+        ours(jnp.zeros((3, 5, 6, 2)), jnp.zeros((3, 3, 3, 4)))
+
+
+def test_further_options_of_lax_are_accepted():
+    ours, _ = _both((1, 1), "SAME")
+    x, w = _arrays((5, 6), (3, 3))
+    np.testing.assert_array_equal(ours(x, w, out_sharding=None), ours(x, w))
+    with pytest.raises(TypeError, match="no_such_option"):
+        ours(x, w, no_such_option=1)
+
+
+def test_preferred_element_type_is_the_dtype_of_the_result():
+    ours, oracle = _both((2, 2), "SAME")
+    x, w = (a.astype(jnp.bfloat16) for a in _arrays((5, 6), (3, 3)))
+    actual = ours(x, w, preferred_element_type=jnp.float32, precision="highest")
+    expected = oracle(*(a.astype(jnp.float32) for a in (x, w)))
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    assert ours(x, w).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "padding"), [((3,), "SAME"), ((3, 3), 1), ((3, 3), "CIRCULAR")]
+)
+def test_flax_layer_takes_it_as_it_is(kernel_size, padding):
+    """Oracle: the same flax layer with its default; no convolution is left in ours."""
+    x = _normal(0, (2, *(7, 6)[: len(kernel_size)], 3))
+    options = {"strides": 2, "padding": padding, "param_dtype": x.dtype}
+    oracle = nn.Conv(4, kernel_size, **options)
+    ours = nn.Conv(4, kernel_size, **options, conv_general_dilated=convolution)
+    _, shapes = jax.eval_shape(oracle.init_with_output, jax.random.key(0), x)
+    params = jax.tree.map(lambda leaf: _normal(1, leaf.shape), shapes)
+    _assert_close(ours.apply(params, x), oracle.apply(params, x))
+    assert "stablehlo.convolution" not in jax.jit(ours.apply).lower(params, x).as_text()
