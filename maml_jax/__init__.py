@@ -3,7 +3,8 @@
 from maml_jax import aggregation, data, losses
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop
-from maml_jax.maml_family import anil, boil, fomaml, lslr, maml, meta_sgd, reptile
+from maml_jax.learned_rates import lslr, meta_sgd
+from maml_jax.maml_family import anil, boil, fomaml, maml, reptile
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.outer_loop import run_outer_steps
 from maml_jax.outer_step import OuterState, OuterStep, make_outer_step

@@ -11,7 +11,8 @@ import optax
 from maml_jax import data, losses, models
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop, MetaParams
-from maml_jax.maml_family import anil, boil, fomaml, lslr, maml, meta_sgd, reptile
+from maml_jax.learned_rates import lslr, meta_sgd
+from maml_jax.maml_family import anil, boil, fomaml, maml, reptile
 from maml_jax.outer_step import OuterStep, make_outer_step
 from maml_jax.recipes import Config
 from maml_jax.tasks import Params, TaskSampler, meta_batch
@@ -206,7 +207,10 @@ def _inner(config: Config) -> InnerLoop:
 
 def _optimizer(config: Config) -> optax.GradientTransformation:
     make = optax.sgd if config.inner == "reptile" else optax.adam
-    optimizer = make(config.outer_learning_rate)
+    rate = config.outer_learning_rate
+    if config.outer_decay == "cosine":
+        rate = optax.cosine_decay_schedule(rate, config.outer_steps)
+    optimizer = make(rate)
     if config.clip == 0:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)

@@ -4,14 +4,19 @@ All look at shapes and dtypes only, so they cost nothing per step: they run whil
 step is traced. Values are checked where they are used, see `losses.cross_entropy`.
 """
 
+import difflib
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from maml_jax.tasks import Examples, Task
+
+_NUMERIC = (np.number, np.bool_, jax.dtypes.prng_key)
 
 
 def check_meta_batch(tasks: Any) -> None:
@@ -56,6 +61,7 @@ def check_params(params: Any) -> None:
       params: what a caller passed as parameters.
 
     Raises:
+      TypeError: if they hold anything but floating-point numbers.
       ValueError: if they hold a flax collection that a model mutates, or nothing at all.
     """
     if isinstance(params, dict) and "params" in params and len(params) > 1:
@@ -67,6 +73,39 @@ def check_params(params: Any) -> None:
         )
     if not jax.tree.leaves(params):
         raise ValueError("params must hold at least one array, got an empty tree.")
+    for path, leaf in _named_leaves("params", params):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, np.inexact):
+            raise TypeError(
+                f"{path} must hold floating-point numbers, got dtype {dtype}; cast it, or keep it "
+                "out of params: the outer loop learns all of them."
+            )
+
+
+def check_opt_state(opt_state: Any, want: Any) -> None:
+    """Refuses an optimizer state that is not of the optimizer and parameters at hand.
+
+    Args:
+      opt_state: what a caller passed.
+      want: a state of the optimizer for the parameters, of arrays or their shapes.
+
+    Raises:
+      ValueError: naming the first leaf that differs, or the structures.
+    """
+    rule = "opt_state must be of the outer optimizer of this outer step, as outer.init makes it"
+    got, wanted = (
+        {path: f"shape {np.shape(leaf)}" for path, leaf in _named_leaves("opt_state", tree)}
+        for tree in (opt_state, want)
+    )
+    for path in {**wanted, **got}:
+        if got.get(path) != wanted.get(path):
+            raise ValueError(
+                f"{rule}: {path} must have {wanted.get(path, 'no entry')}, got "
+                f"{got.get(path, 'no entry')}."
+            )
+    structures = jax.tree.structure(want), jax.tree.structure(opt_state)
+    if structures[0] != structures[1]:
+        raise ValueError(f"{rule}: its structure must be {structures[0]}, got {structures[1]}.")
 
 
 def _check_examples(name: str, examples: Examples) -> int:
@@ -76,10 +115,10 @@ def _check_examples(name: str, examples: Examples) -> int:
     for field, leaves in (("inputs", inputs), ("targets", targets)):
         if not leaves:
             raise ValueError(f"{name}.{field} must hold at least one array, got none.")
-    _check_swapped(name, inputs, targets)
     masks = [] if examples.mask is None else [(f"{name}.mask", examples.mask)]
     for path, leaf in inputs + targets + masks:
         _check_array(path, leaf)
+    _check_swapped(name, inputs, targets)
     first_path, first = inputs[0]
     for path, leaf in inputs + targets + masks:
         if leaf.shape[:2] != first.shape[:2]:
@@ -105,9 +144,9 @@ def _check_examples(name: str, examples: Examples) -> int:
 
 def _check_swapped(name, inputs, targets) -> None:
     def discrete(leaves):
-        return all(np.issubdtype(getattr(leaf, "dtype", object), np.integer) for _, leaf in leaves)
+        return all(jnp.issubdtype(leaf.dtype, np.integer) for _, leaf in leaves)
 
-    small, large = np.ndim(inputs[0][1]), np.ndim(targets[0][1])
+    small, large = inputs[0][1].ndim, targets[0][1].ndim
     if discrete(inputs) and not discrete(targets) and small < large:
         raise TypeError(
             f"{name}.inputs are integers of rank {small} and {name}.targets floats of rank "
@@ -116,10 +155,13 @@ def _check_swapped(name, inputs, targets) -> None:
 
 
 def _check_array(path: str, leaf: Any) -> None:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None:
-        raise TypeError(f"{path} must be an array, got {type(leaf).__name__}.")
-    if dtype.kind in "OUS":
+    if not isinstance(leaf, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"{path} must be an array of NumPy or JAX, got {type(leaf).__name__}; convert "
+            "lists, and arrays of other libraries, with np.asarray."
+        )
+    dtype = leaf.dtype
+    if not any(jnp.issubdtype(dtype, kind) for kind in _NUMERIC):
         raise TypeError(f"{path} must be numeric, got dtype {dtype}; stack it into one array.")
     if leaf.ndim < 2:
         raise ValueError(
@@ -143,7 +185,7 @@ def warn_rounded(tasks: Any) -> None:
     Warns:
       UserWarning: if a NumPy array is float64 and JAX runs in 32 bits.
     """
-    if jax.config.jax_enable_x64:
+    if jnp.result_type(float) == np.float64:
         return
     for path, leaf in _named_leaves("tasks", tasks):
         if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64:
@@ -159,18 +201,57 @@ def _named_leaves(name: str, tree: Any) -> list[tuple[str, Any]]:
     return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def check_flags(**flags: tuple[Any, tuple]) -> None:
+def check_choice(name: str, value: Any, allowed: Iterable) -> None:
     """Refuses a named choice that is not among those known.
 
     Args:
-      **flags: of each name the value got and the values allowed.
+      name: what the message calls it.
+      value: the choice.
+      allowed: what it may be.
 
     Raises:
-      ValueError: naming the choice, the value and what is allowed.
+      ValueError: naming the choice, the value, what is allowed, and the nearest of it.
     """
-    for name, (value, allowed) in flags.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}.")
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(
+            f"{name} must be one of {allowed}, got {value!r}{nearest(str(value), allowed)}"
+        )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Ends a message with the known name that a misspelt one is nearest to.
+
+    Args:
+      name: the misspelt name.
+      known: the right ones.
+
+    Returns:
+      `"; did you mean 'mean'?"`, or "." if none is near.
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def as_sampler(sampler: Any) -> jax.tree_util.Partial:
+    """Makes a sampler an argument of compiled calls, its arrays being leaves of it.
+
+    Args:
+      sampler: a function from a key to one `Task`.
+
+    Returns:
+      A `jax.tree_util.Partial`.
+
+    Raises:
+      TypeError: if it is not a function.
+    """
+    if not callable(sampler):
+        raise TypeError(
+            "sampler must be a function from a key to one Task, such as maml_jax.data.sinusoid(), "
+            f"got {type(sampler).__name__}."
+        )
+    partial = jax.tree_util.Partial
+    return sampler if isinstance(sampler, partial) else partial(sampler)
 
 
 def is_traced(tree: Any) -> bool:
@@ -182,30 +263,4 @@ def is_traced(tree: Any) -> bool:
     Returns:
       True inside `jax.jit` and its kind.
     """
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def as_key(key: Any) -> jax.Array:
-    """Makes a typed random key of a seed, an old-style key, or a typed key.
-
-    Args:
-      key: an integer, a uint32 array `[2]`, or a typed key.
-
-    Returns:
-      A typed key.
-
-    Raises:
-      TypeError: if it is none of these.
-    """
-    if isinstance(key, bool):
-        raise TypeError(f"key must be jax.random.key(seed) or an integer seed, got {key!r}.")
-    if isinstance(key, int | np.integer):
-        return jax.random.key(int(key))
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0:
-        return key
-    if dtype == np.uint32 and key.shape == (2,):
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    raise TypeError(
-        f"key must be jax.random.key(seed) or an integer seed, got {type(key).__name__} {key!r}."
-    )
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

@@ -1,10 +1,11 @@
 """The command line: flags to a configuration, a configuration to a run; no logic."""
 
-import dataclasses
 import pathlib
 import sys
 import time
-from typing import Annotated, Any
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import jax
 import tyro
@@ -13,25 +14,33 @@ from rich.table import Table
 
 from maml_jax import data, runs
 from maml_jax.checkpoints import CheckpointError
+from maml_jax.checks import nearest
 from maml_jax.data._folders import cache_folder
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import DEFAULT_PRESET, PRESETS, Config
+from maml_jax.run_folder import resume_command
 from maml_jax.training import DivergedError, TrainingStopped
 
-_OUT_OF_MEMORY = 76
+_WRONG_USAGE, _OUT_OF_MEMORY, _INTERRUPTED = 2, 76, 130
+
+_Prepared = Literal["omniglot", "cifar100"]
 
 _USAGE = """maml-jax: gradient-based meta-learning in JAX
 
-  maml-jax train [PRESET] [flags]   meta-train, evaluate, draw; PRESET defaults to
-                                    {default}; --help lists the flags
+  maml-jax train [PRESET] [flags]   meta-train, evaluate, draw; PRESET is
+                                    {default} if left out
   maml-jax resume RUN               go on with a stopped run
-  maml-jax evaluate RUN [flags]     evaluate a run by another protocol
+  maml-jax evaluate RUN [flags]     evaluate a run, also by another protocol
   maml-jax plot RUN                 draw a run's pictures anew
-  maml-jax prepare DATASET          fetch a data set (needs maml-jax[prepare]): {datasets}
-  maml-jax presets                  what can be trained
+  maml-jax prepare DATASET          fetch {datasets};
+                                    needs: pip install "maml-jax[prepare]"
+  maml-jax presets                  list what can be trained
+
+RUN is the folder of a run. `maml-jax COMMAND --help` tells more.
 """
 
-_DATASETS = ("omniglot", "cifar100")
+_Run = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+_AS_IN_THE_RUN = tyro.conf.arg(help_behavior_hint="(default: as in the run)")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,70 +55,89 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     command, *rest = words or ["--help"]
     if command in ("-h", "--help", "help"):
-        print(_USAGE.format(default=DEFAULT_PRESET, datasets=", ".join(_DATASETS)), end="")
+        datasets = " or ".join(get_args(_Prepared))
+        print(_USAGE.format(default=DEFAULT_PRESET, datasets=datasets), end="")
         return
     if command not in _COMMANDS:
-        _fail(f"unknown command {command!r}; `maml-jax --help` lists the commands.", code=2)
-    _use_compilation_cache()
+        message = f"there is no command {command!r}; `maml-jax --help` lists them"
+        _fail(message + nearest(command, _COMMANDS), code=_WRONG_USAGE)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        _run(_COMMANDS[command], rest)
+
+
+def _run(command: Callable[[list[str]], None], words: list[str]) -> None:
+    """Runs one command; turns what can go wrong into a message and an exit code."""
     try:
-        _COMMANDS[command](rest)
+        _use_compilation_cache()
+        command(words)
     except TrainingStopped as stop:
         sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted.", code=_INTERRUPTED)
+    except MemoryError as error:
+        _fail(str(error), code=_OUT_OF_MEMORY)
     except (CheckpointError, NonFiniteTaskError, DivergedError) as error:
         _fail(str(error))
-    except (FileNotFoundError, FileExistsError, ModuleNotFoundError, ValueError) as error:
+    except (OSError, ModuleNotFoundError, ValueError) as error:
         _fail(str(error))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        _fail(
-            f"the device ran out of memory; lower --meta-batch-size, --features or --query-shot, "
-            f"or use --inner fomaml. JAX says: {str(error).splitlines()[0]}",
-            code=_OUT_OF_MEMORY,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Place:
-    """Where a run is kept.
-
-    Attributes:
-      run_dir: folder of the run; by default runs/PRESET, or the next free number.
-    """
-
-    run_dir: pathlib.Path | None = None
 
 
 def _train(words: list[str]) -> None:
-    name = words[0] if words and not words[0].startswith("-") else DEFAULT_PRESET
-    flags = words[1:] if words and not words[0].startswith("-") else words
+    named = bool(words) and not words[0].startswith("-")
+    name = words[0] if named else DEFAULT_PRESET
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known presets are {', '.join(PRESETS)}.")
+        message = f"there is no preset {name!r}; `maml-jax presets` lists them"
+        _fail(message + nearest(name, PRESETS), code=_WRONG_USAGE)
+    hint = f"(default: runs/{name}, or the next number)"
+    folder = tyro.conf.arg(metavar="FOLDER", help_behavior_hint=hint)
 
-    @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    def parse(config: Config = PRESETS[name], place: _Place = _Place()) -> tuple[Config, _Place]:
-        return config, place
+    def train(
+        config: Config = PRESETS[name], *, run_dir: Annotated[pathlib.Path | None, folder] = None
+    ) -> tuple[Config, pathlib.Path]:
+        """Meta-trains a preset, evaluates it on meta-test tasks, and draws what came out.
 
-    config, place = tyro.cli(parse, args=flags, prog=f"maml-jax train {name}")
-    run_dir = place.run_dir or runs.new_run_dir(name)
+        Flags change the preset's settings. Name another preset before the flags, as in
+        `maml-jax train sinusoid-10shot-finn2017`; `maml-jax presets` lists them.
+
+        Args:
+          config: the settings, of which the preset gives the defaults.
+          run_dir: folder to keep the run in; it must hold no run yet.
+        """
+        return config, run_dir or runs.new_run_dir(name)
+
+    config, run_dir = _parse(train, words[named:], f"train {name}" if named else "train")
     console = Console()
-    console.print(f"{name} in {run_dir}, on {jax.devices()[0].device_kind}", highlight=False)
+    _say(console, f"{name} in {run_dir}, on {jax.devices()[0].device_kind}")
     _report(console, run_dir, lambda: runs.start_run(config, run_dir, console=console))
 
 
 def _resume(words: list[str]) -> None:
-    run_dir = _parse(words, "resume", RUN=pathlib.Path)
+    def resume(run: _Run) -> pathlib.Path:
+        """Goes on with a run from its newest checkpoint, as if it had never stopped.
+
+        A run that is trained to the end is only evaluated and drawn again.
+
+        Args:
+          run: the run's folder.
+        """
+        return run
+
+    run_dir = _parse(resume, words, "resume")
     console = Console()
     _report(console, run_dir, lambda: runs.resume_run(run_dir, console=console))
 
 
-def _report(console: Console, run_dir: pathlib.Path, train) -> None:
+def _report(console: Console, run_dir: pathlib.Path, train: Callable[[], dict[str, Any]]) -> None:
     """Runs, then shows what came out; on a stop, how to go on."""
     began = time.monotonic()
     try:
         result = train()
-    except TrainingStopped as stop:
-        console.print(f"{stop}; the state is saved. Go on with:\n  maml-jax resume {run_dir}")
+    except (TrainingStopped, KeyboardInterrupt) as stop:
+        if isinstance(stop, TrainingStopped):
+            _say(console, f"{stop}; the state is saved.")
+        if (run_dir / "config.json").exists():
+            _say(console, f"Go on with:\n  {resume_command(run_dir)}")
         raise
     test = result["test"]
     table = Table(title=f"meta-test, {test['num_tasks']:,} tasks", title_justify="left")
@@ -121,95 +149,126 @@ def _report(console: Console, run_dir: pathlib.Path, train) -> None:
     for name, value in result["baselines"].items():
         table.add_row(name, show(value), "")
     console.print(table)
-    console.print(result["summary"], highlight=False, soft_wrap=True)
+    _say(console, result["summary"])
     if result["reported"]:
-        console.print(f"reported by the source: {result['reported']}", highlight=False)
-    console.print(
-        f"done in {time.monotonic() - began:.0f} s; result.json and pictures are in {run_dir}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Protocol:
-    """Changes to a run's protocol.
-
-    Attributes:
-      num_tasks: how many meta-test tasks.
-      num_steps: inner steps.
-      transductive: normalise query examples together, or with the support set's statistics.
-    """
-
-    num_tasks: int | None = None
-    num_steps: int | None = None
-    transductive: bool | None = None
+        _say(console, f"reported by the source: {result['reported']}")
+    seconds = time.monotonic() - began
+    _say(console, f"Done in {seconds:.0f} s; result.json and pictures are in {run_dir}")
 
 
 def _evaluate(words: list[str]) -> None:
-    @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-    def parse(
-        run: Annotated[pathlib.Path, tyro.conf.Positional], protocol: _Protocol = _Protocol()
-    ) -> tuple[pathlib.Path, _Protocol]:
-        return run, protocol
+    def parse(config: Config) -> tuple[pathlib.Path, dict[str, Any]]:
+        def evaluate(
+            run: _Run,
+            *,
+            num_tasks: Annotated[int, _AS_IN_THE_RUN] = config.test_tasks,
+            num_steps: Annotated[int, _AS_IN_THE_RUN] = config.test_inner_steps,
+            transductive: Annotated[bool, _AS_IN_THE_RUN] = config.transductive,
+        ) -> tuple[pathlib.Path, dict[str, Any]]:
+            """Evaluates the best parameters of a run on meta-test tasks.
 
-    run_dir, protocol = tyro.cli(parse, args=words, prog="maml-jax evaluate")
-    changes = {k: v for k, v in dataclasses.asdict(protocol).items() if v is not None}
+            Its result.json stays as it is.
+
+            Args:
+              run: the run's folder.
+              num_tasks: how many tasks.
+              num_steps: inner steps.
+              transductive: normalise query examples together, or with the support set's statistics.
+            """
+            changes = {"num_tasks": num_tasks, "num_steps": num_steps, "transductive": transductive}
+            return run, changes
+
+        return _parse(evaluate, words, "evaluate")
+
+    run_dir, _ = parse(Config())
+    run_dir, changes = parse(runs.read_config(run_dir))  # Its settings are the defaults.
     print(runs.evaluate_run(run_dir, **changes))
 
 
 def _plot(words: list[str]) -> None:
-    for path in runs.plot_run(_parse(words, "plot", RUN=pathlib.Path)):
+    def plot(run: _Run) -> pathlib.Path:
+        """Draws the pictures of a run anew, from its log, result and best parameters.
+
+        Args:
+          run: the run's folder.
+        """
+        return run
+
+    for path in runs.plot_run(_parse(plot, words, "plot")):
         print(path)
 
 
 def _prepare(words: list[str]) -> None:
-    @tyro.conf.configure(tyro.conf.OmitArgPrefixes)
-    def parse(
-        dataset: Annotated[str, tyro.conf.Positional], data_dir: str | None = None
+    folder = tyro.conf.arg(
+        metavar="FOLDER", help_behavior_hint="(default: $MAML_JAX_DATA_DIR, then that of TFDS)"
+    )
+
+    def prepare(
+        dataset: Annotated[_Prepared, tyro.conf.Positional],
+        *,
+        data_dir: Annotated[str | None, folder] = None,
     ) -> tuple[str, str | None]:
+        """Downloads a data set and writes it where `maml-jax train` reads it.
+
+        Args:
+          dataset: omniglot (16 MB), or cifar100 (169 MB), which cifar_fs and fc100 read.
+          data_dir: folder of prepared data sets.
+        """
         return dataset, data_dir
 
-    name, data_dir = tyro.cli(parse, args=words, prog="maml-jax prepare")
+    name, data_dir = _parse(prepare, words, "prepare")
     print(f"{name} is prepared in {data.prepare(name, data_dir=data_dir)}")
 
 
 def _presets(words: list[str]) -> None:
-    _parse(words, "presets")
-    table = Table("preset", "inner rate", "inner steps", "tasks", "outer steps", "reported")
+    def presets() -> None:
+        """Lists what `maml-jax train` knows by name, and what its source reports."""
+
+    _parse(presets, words, "presets")
+    columns = "{:<30} {:>10}  {:>11}  {:>5}  {:>11}"
+    print(columns.format("preset", "inner rate", "inner steps", "tasks", "outer steps"))
     for name, config in PRESETS.items():
-        table.add_row(
-            name,
-            f"{config.inner_learning_rate:g}",
-            f"{config.inner_steps} / {config.test_inner_steps}",
-            str(config.meta_batch_size),
-            f"{config.outer_steps:,}",
-            config.reported,
-        )
-    Console().print(table)
-    print("inner rates are for the mean loss over the support set; steps in training / at test")
+        steps = f"{config.inner_steps} / {config.test_inner_steps}"
+        rate, outer_steps = f"{config.inner_learning_rate:g}", f"{config.outer_steps:,}"
+        print(columns.format(name, rate, steps, config.meta_batch_size, outer_steps))
+        if config.reported:
+            print(f"    reported: {config.reported}")
+    print("Inner rates are for the mean loss over the support set; steps in training / at test.")
 
 
-def _parse(words: list[str], command: str, **wanted: Any) -> Any:
-    """Reads positional words of a command that has no flags."""
-    if len(words) != len(wanted) or any(word.startswith("-") for word in words):
-        usage = " ".join(["maml-jax", command, *wanted])
-        asked = words in (["-h"], ["--help"])
-        _fail(f"usage: {usage}", code=0 if asked else 2)
-    values = [kind(word) for kind, word in zip(wanted.values(), words, strict=True)]
-    return values[0] if values else None
+def _parse(function: Callable[..., Any], words: list[str], command: str) -> Any:
+    """Reads the words after a command as the function's arguments, and calls it."""
+    prog = f"maml-jax {command}"
+    return tyro.cli(function, args=words, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def _use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in a folder that only this user can write."""
+    """Keeps compiled programs between runs where only this user can write, or as JAX is set."""
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
     folder = cache_folder() / "compiled"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        warnings.warn(f"compiled programs are not kept for the next run: {error}.", stacklevel=2)
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def _fail(message: str, *, code: int = 1) -> None:
-    print(message if message.startswith("usage") else f"error: {message}", file=sys.stderr)
+def _say(console: Console, line: str) -> None:
+    """Prints a line as it is: a path in it may be long, and hold brackets."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Shows a warning without the place in our source that it comes from."""
+    del category, filename, lineno, file, line
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _fail(message: str, *, code: int = 1) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -99,10 +99,10 @@ def convolution(
         sizes = _output_sizes(lhs, rhs, window_strides, pads)
         if min(sizes) > 0:
             patches = _patches(lhs, rhs.shape[:-2], window_strides, pads, sizes)
-            # Measured on 2 shared, busy cores, float32, ms per task: a second-order MAML gradient of
-            # Conv4 on 28x28x1, 5-way, 1 shot, 75 queries. Flat matrices 68, contracting
-            # [N, H', W', h * w * I] 88; `jax.checkpoint` around this, which would not keep the
-            # patches, 64 against 66 without (ratio 1.00 run by run): not faster, so left out.
+            # Measured on 2 shared, busy cores, float32, ms per task of a second-order MAML gradient
+            # (Conv4 on 28x28x1, 5-way, 1 shot, 75 queries): flat matrices 68, contracting
+            # [N, H', W', h * w * I] 88, in one noisy run. `jax.checkpoint` around this, which would
+            # not keep the patches: 64 against 66, ratio 1.00 round by round, so it is left out.
             product = jnp.matmul(
                 patches.reshape(-1, patches.shape[-1]),
                 rhs.reshape(-1, rhs.shape[-1]),

@@ -6,6 +6,7 @@ The protocol moves few-shot results by points, so it travels with the number.
 import dataclasses
 import functools
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from maml_jax.inner_checks import check_count
 from maml_jax.inner_loop import InnerLoop, MetaParams
 from maml_jax.losses import LossFn
 from maml_jax.task_axis import TaskAxis, check_task_axis, map_tasks, tasks_side_by_side
-from maml_jax.tasks import TaskSampler, meta_batch
+from maml_jax.tasks import TaskSampler, as_key, meta_batch
 
 _NORMAL_95 = 1.959964  # Two-sided 95% quantile; the number of tasks is large.
 _SIDE_BY_SIDE = 100  # Keeps memory flat when thousands of tasks are evaluated at once.
@@ -131,8 +132,12 @@ def evaluate(
       An `Evaluation`: means and 95% intervals after 0, 1, …, `num_steps` inner steps.
 
     Raises:
+      TypeError: if an argument is of the wrong kind, or the sampler does not give a `Task`.
       ValueError: if a number is too small, or if `transductive=False` and the loss of one
         query example still depends on the others.
+
+    Warns:
+      UserWarning: if the loss of a task is not finite; the means hold it all the same.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -150,10 +155,10 @@ def evaluate(
     check_task_axis(task_axis)
     if num_steps is not None:
         check_count("num_steps", num_steps)
-    key = checks.as_key(key)
-    if not isinstance(sampler, jax.tree_util.Partial):
-        sampler = jax.tree_util.Partial(sampler)
+    key = as_key(key)
+    sampler = checks.as_sampler(sampler)
     shapes = jax.eval_shape(lambda: meta_batch(sampler, key, num_tasks))
+    checks.check_meta_batch(shapes)
     side_by_side = min(tasks_side_by_side(task_axis, params, shapes), _SIDE_BY_SIDE)
     if not transductive:
         _check_judged_alone(loss_fn, inner, params, sampler(jax.random.fold_in(key, 0)))
@@ -169,6 +174,7 @@ def evaluate(
         side_by_side=side_by_side,
     )
     values = {name: np.asarray(v, np.float64) for name, v in per_task.items()}
+    _warn_nonfinite(values["loss"])
     last = len(values["loss"][0]) - 1
     data = jax.random.key_data(key).tolist()
     return Evaluation(
@@ -181,6 +187,18 @@ def evaluate(
         transductive=transductive,
         seed=str(data[-1] if not any(data[:-1]) else data),
     )
+
+
+def _warn_nonfinite(losses: np.ndarray) -> None:
+    """Warns of tasks whose loss `[tasks, inner steps + 1]` is not finite after some step."""
+    bad = np.flatnonzero(~np.isfinite(losses).all(axis=1))
+    if len(bad):
+        warnings.warn(
+            f"the loss of {len(bad)} of {len(losses)} tasks is not finite, the first being "
+            f"sampler(fold_in(key, {bad[0]})), so the means are not to be trusted; check its data "
+            "and labels, then lower the inner learning rate.",
+            stacklevel=3,
+        )
 
 
 def _half_widths(values: np.ndarray) -> tuple[float, ...]:

@@ -28,11 +28,12 @@ def check_count(name: str, value, *, at_least: int = 0) -> None:
         raise ValueError(f"{name} must be at least {at_least}, got {value}.")
 
 
-def check_rate(learning_rate) -> None:
-    """Refuses an inner learning rate that is not a positive, finite number.
+def check_rate(learning_rate, *, name: str = "learning_rate") -> None:
+    """Refuses a learning rate that is not a positive, finite number.
 
     Args:
       learning_rate: the rate.
+      name: what the message calls it.
 
     Raises:
       TypeError: if it is not a number.
@@ -40,11 +41,11 @@ def check_rate(learning_rate) -> None:
     """
     if isinstance(learning_rate, bool) or not isinstance(learning_rate, numbers.Real):
         raise TypeError(
-            "learning_rate must be a number above 0, got "
-            f"{type(learning_rate).__name__} {learning_rate!r}."
+            f"{name} must be a number above 0, got {type(learning_rate).__name__} "
+            f"{learning_rate!r}."
         )
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate must be above 0 and finite, got {learning_rate}.")
+    if not 0 < float(learning_rate) < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite, got {learning_rate}.")
 
 
 def check_inner_optimizer(optimizer: optax.GradientTransformation, *, second_order: bool) -> None:

@@ -25,8 +25,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, mask: jax.Array | Non
 
     ℓ = - (1/N) Σᵢ log softmax(logitsᵢ)[labelᵢ], in nats.
 
-    A label outside `0..C-1` gives NaN, never a wrong number; the outer step then names
-    it. With no unmasked example the value is NaN and its gradient 0.
+    A label outside `0..C-1` makes value and gradient NaN, never a wrong number; the outer
+    step then names it. With no unmasked example the value is NaN and its gradient 0.
 
     Args:
       logits: unnormalised log-probabilities `[N, C]`.
@@ -48,20 +48,21 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, mask: jax.Array | Non
     """
     _check_labels(logits, labels)
     num_classes = logits.shape[-1]
-    outside = (labels < 0) | (labels >= num_classes)
-    if mask is not None:
-        outside &= mask
+    outside = _outside(logits, labels, mask)
+    position = jnp.argmax(outside)
     checkify.debug_check(
         ~jnp.any(outside),
-        f"a label is {{label}}, but the model has {num_classes} outputs (labels must be in "
-        f"0..{num_classes - 1}); relabel the classes of each task.",
-        label=jnp.ravel(labels)[jnp.argmax(outside)],
+        f"the label of example {{position}} is {{label}}, but the model has {num_classes} outputs "
+        f"(labels must be in 0..{num_classes - 1}); relabel the classes of each task.",
+        position=position,
+        label=jnp.asarray(labels)[position],
     )
     log_probabilities = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(
         log_probabilities, jnp.clip(labels, 0, num_classes - 1)[:, None], axis=-1
     )[:, 0]
-    return _masked_mean(jnp.where(outside, jnp.nan, -picked), mask)
+    # A factor, for `where` has gradient 0 at its NaN: a wrong support label would go unnoticed.
+    return _masked_mean(jnp.where(outside, jnp.nan, 1) * -picked, mask)
 
 
 def squared_error(predictions: jax.Array, targets: jax.Array, *, mask: jax.Array | None = None):
@@ -96,6 +97,8 @@ def squared_error(predictions: jax.Array, targets: jax.Array, *, mask: jax.Array
 def accuracy(logits: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None):
     """Gives the fraction of unmasked examples whose largest logit is that of the label.
 
+    A label outside `0..C-1` gives NaN.
+
     Args:
       logits: `[N, C]`.
       labels: integer class indices `[N]`.
@@ -116,7 +119,7 @@ def accuracy(logits: jax.Array, labels: jax.Array, *, mask: jax.Array | None = N
     """
     _check_labels(logits, labels)
     hits = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
-    return _masked_mean(hits, mask)
+    return _masked_mean(jnp.where(_outside(logits, labels, mask), jnp.nan, hits), mask)
 
 
 def predict(apply_fn: ApplyFn, params: Params, examples: Examples) -> jax.Array:
@@ -210,6 +213,12 @@ def _masked_mean(values: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 def _length(tree: Any) -> int:
     return len(jax.tree.leaves(tree)[0])
+
+
+def _outside(logits: jax.Array, labels: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Says which unmasked labels `[N]` are no class index."""
+    outside = (labels < 0) | (labels >= logits.shape[-1])
+    return outside if mask is None else outside & mask
 
 
 def _check_labels(logits: jax.Array, labels: jax.Array) -> None:

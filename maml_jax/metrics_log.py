@@ -5,6 +5,10 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
+_COUNTS = ("n_nonfinite", "n_valid")
+
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads a log; a last line that was cut by a kill is left out.
@@ -27,7 +31,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines):
         if not line:
             continue
@@ -47,6 +51,9 @@ def truncate_metrics(path: str | os.PathLike, step: int) -> None:
       path: the `metrics.jsonl` of a run; may be missing.
       step: the step from which the run goes on.
 
+    Raises:
+      ValueError: as in `read_metrics`.
+
     Example:
       >>> import pathlib, tempfile
       >>> from maml_jax.metrics_log import append_metrics, read_metrics, truncate_metrics
@@ -63,12 +70,12 @@ def truncate_metrics(path: str | os.PathLike, step: int) -> None:
         return
     kept = [row for row in read_metrics(path) if row["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     os.replace(temporary, path)
 
 
 def append_metrics(path: str | os.PathLike, row: dict[str, Any]) -> None:
-    """Appends one line.
+    """Appends one line; returns when it is safely on disk.
 
     Args:
       path: the `metrics.jsonl` of a run; made if missing.
@@ -82,3 +89,33 @@ def append_metrics(path: str | os.PathLike, row: dict[str, Any]) -> None:
     """
     with open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(row) + "\n")
+        log.flush()
+        # A checkpoint must not outlive, in a power cut, the lines that led to it.
+        os.fsync(log.fileno())
+
+
+def average_metrics(metrics: dict[str, np.ndarray]) -> dict[str, float]:
+    """Averages the metrics of several outer steps.
+
+    A step of which no task counts has no loss: it enters the averages of the counts
+    `n_valid` and `n_nonfinite` only. If all steps are such, only those two are given.
+
+    Args:
+      metrics: what `run_outer_steps` gives, each `[S]` for `S` outer steps.
+
+    Returns:
+      The averages.
+
+    Example:
+      >>> import numpy as np
+      >>> from maml_jax.metrics_log import average_metrics
+      >>> metrics = {"n_valid": [4, 0], "n_nonfinite": [0, 4], "query_loss": [1.5, 0.0]}
+      >>> average_metrics({name: np.array(values) for name, values in metrics.items()})
+      {'n_valid': 2.0, 'n_nonfinite': 2.0, 'query_loss': 1.5}
+    """
+    alive = metrics["n_valid"] > 0
+    return {
+        name: float(np.mean(values if name in _COUNTS else values[alive]))
+        for name, values in metrics.items()
+        if name in _COUNTS or alive.any()
+    }

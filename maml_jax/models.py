@@ -23,6 +23,7 @@ from flax import linen as nn
 from jax import lax
 
 from maml_jax.convolution import convolution
+from maml_jax.model_inputs import as_floats, as_images, check_width
 
 
 class BatchStatisticsNorm(nn.Module):
@@ -102,7 +103,7 @@ class Mlp(nn.Module):
       kernel_init: initialiser of the weights.
 
     Raises:
-      ValueError: if the inputs are not floats `[N, D]`.
+      ValueError: if the inputs are not floats `[N, D]`, or the parameters are for another D.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -119,12 +120,14 @@ class Mlp(nn.Module):
     def __call__(self, inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Maps inputs `[N, D]` to outputs `[N, features[-1]]`."""
         del mask  # No layer looks across examples.
-        x = _as_floats(inputs)
+        x = as_floats(inputs)
         if x.ndim != 2:
             raise ValueError(
-                f"expected inputs [N, D], got shape {x.shape}; reshape them to two axes."
+                f"expected inputs [N, D], got shape {x.shape}; reshape them to two axes, or add "
+                "the task axis to a meta-batch of one task."
             )
         *hidden, last = self.features
+        check_width(x, self.variables, "hidden_0" if hidden else "head")
         for i, width in enumerate(hidden):
             x = self.activation(_dense(width, f"hidden_{i}", kernel_init=self.kernel_init)(x))
         return _dense(last, kernel_init=self.kernel_init)(x)
@@ -159,7 +162,8 @@ class Conv4(nn.Module):
         logits keep theirs. None promotes inputs and parameters.
 
     Raises:
-      ValueError: if the images are not floats `[N, H, W, C]`, or with pooling below 16 pixels.
+      ValueError: if the images are not floats `[N, H, W, C]`, with pooling below 16 pixels, or
+        the parameters are for another C.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -188,7 +192,8 @@ class Conv4(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Maps images `[N, H, W, C]` to logits `[N, num_classes]`."""
-        x = _as_images(inputs, smallest=16 if self.pooling else 1)
+        x = as_images(inputs, smallest=16 if self.pooling else 1)
+        check_width(x, self.variables, "block_0/conv")
         stride = 1 if self.pooling else 2
         for i in range(4):
             block = _ConvNorm(self.features, 3, stride, self.dtype, name=f"block_{i}")
@@ -212,7 +217,8 @@ class ResNet12(nn.Module):
       dtype: dtype of the activations, as in `Conv4`.
 
     Raises:
-      ValueError: if the images are not floats `[N, H, W, C]`, or below `2**len(features)` pixels.
+      ValueError: if the images are not floats `[N, H, W, C]`, below `2**len(features)` pixels,
+        or the parameters are for another C.
 
     References:
       Oreshkin, Rodriguez, Lacoste. TADAM: Task Dependent Adaptive Metric for Improved
@@ -235,7 +241,8 @@ class ResNet12(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Maps images `[N, H, W, C]` to logits `[N, num_classes]`."""
-        x = _as_images(inputs, smallest=2 ** len(self.features))
+        x = as_images(inputs, smallest=2 ** len(self.features))
+        check_width(x, self.variables, "block_0/shortcut/conv")
         for i, width in enumerate(self.features):
             x = _ResidualBlock(width, self.dtype, name=f"block_{i}")(x, mask)
         return _dense(self.num_classes)(x.mean((1, 2)))
@@ -279,22 +286,3 @@ def _pool(x: jax.Array, pool: Callable[[jax.Array, jax.Array], jax.Array]) -> ja
     windows = x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels)
     rows = pool(windows[:, :, 0], windows[:, :, 1])
     return pool(rows[:, :, :, 0], rows[:, :, :, 1])
-
-
-def _as_floats(inputs: jax.Array) -> jax.Array:
-    inputs = jnp.asarray(inputs)
-    if inputs.dtype == jnp.uint8:
-        raise ValueError("inputs must be floats, these inputs are uint8 in 0..255; divide by 255.")
-    if not jnp.issubdtype(inputs.dtype, jnp.floating):
-        raise ValueError(f"inputs must be floats, got {inputs.dtype}; convert with astype.")
-    return inputs
-
-
-def _as_images(inputs: jax.Array, *, smallest: int) -> jax.Array:
-    images = _as_floats(inputs)
-    got = f"got shape {images.shape}"
-    if images.ndim != 4:
-        raise ValueError(f"expected images [N, H, W, C], {got}; add the example axis with x[None].")
-    if min(images.shape[1:3]) < smallest:
-        raise ValueError(f"images must be at least {smallest} pixels high and wide, {got}; resize.")
-    return images

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
@@ -60,7 +61,7 @@ def make_explain(inner: InnerLoop, loss_fn: LossFn) -> Explain:
         (loss, metrics), grads = jax.value_and_grad(
             lambda params: task_loss(inner, loss_fn, params, task), has_aux=True
         )(params)
-        return loss, metrics, [jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]
+        return loss, metrics, [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]
 
     @jax.jit
     def per_task(params, tasks):
@@ -68,7 +69,7 @@ def make_explain(inner: InnerLoop, loss_fn: LossFn) -> Explain:
 
     def explain(params, tasks):
         losses, metrics, finite_leaves = jax.device_get(per_task(params, tasks))
-        finite = np.isfinite(losses) & np.all(finite_leaves, axis=0)
+        finite = finite_losses(losses, metrics) & np.all(finite_leaves, axis=0)
         bad = [int(index) for index in np.flatnonzero(~finite)]
         if not bad:
             return bad, "only the sum over tasks overflows; scale the loss down."
@@ -80,15 +81,32 @@ def make_explain(inner: InnerLoop, loss_fn: LossFn) -> Explain:
     return explain
 
 
+def finite_losses(losses: jax.Array, task_metrics: dict[str, jax.Array]) -> jax.Array:
+    """Says of each task `[T]` whether its query loss and its support loss are finite.
+
+    A support set whose mask leaves no example has loss NaN with gradient 0: the query loss
+    alone does not show that nothing was adapted.
+
+    Args:
+      losses: query losses `[T]`.
+      task_metrics: what the tasks report, each `[T, ...]`.
+
+    Returns:
+      Booleans `[T]`.
+    """
+    return jnp.isfinite(losses) & jnp.isfinite(task_metrics.get("support_loss", losses))
+
+
 def _reason(inner, loss_fn, params, task, support_loss) -> str:
     """Looks for the cause: a failed check, bad data, or an inner loop that diverged."""
-    checked = checkify.checkify(
-        lambda params, task: task_loss(inner, loss_fn, params, task)[0],
-        errors=checkify.user_checks,
-    )
-    error, _ = jax.jit(checked)(params, task)
-    if error.get() is not None:
-        return error.get().split(" (`check` failed)")[0]
+    stages = {
+        "support": lambda params, task: inner.adapt(loss_fn, params, task.support)[0],
+        "query": lambda params, task: task_loss(inner, loss_fn, params, task)[0],
+    }
+    for name, stage in stages.items():
+        error, _ = jax.jit(checkify.checkify(stage, errors=checkify.user_checks))(params, task)
+        if error.get() is not None:
+            return f"in its {name} set, {error.get().split(' (`check` failed)')[0]}"
     for path, leaf in jax.tree_util.tree_leaves_with_path(task):
         array = np.asarray(leaf)
         if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():

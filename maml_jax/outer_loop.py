@@ -7,7 +7,7 @@ import jax
 from maml_jax import checks
 from maml_jax.inner_checks import check_count
 from maml_jax.outer_step import OuterState, OuterStep, raise_if_nonfinite
-from maml_jax.tasks import TaskSampler, meta_batch
+from maml_jax.tasks import TaskSampler, as_key, meta_batch
 
 
 def run_outer_steps(
@@ -40,6 +40,7 @@ def run_outer_steps(
     Raises:
       NonFiniteTaskError: if a task was not finite and `outer` was made to raise. No step
         is made from there on; the error holds the state before that step.
+      TypeError: if an argument is of the wrong kind.
       ValueError: if a number is below 1.
 
     Example:
@@ -58,9 +59,8 @@ def run_outer_steps(
     """
     check_count("num_steps", num_steps, at_least=1)
     check_count("meta_batch_size", meta_batch_size, at_least=1)
-    key = checks.as_key(key)
-    if not isinstance(sampler, jax.tree_util.Partial):
-        sampler = jax.tree_util.Partial(sampler)
+    key = as_key(key)
+    sampler = checks.as_sampler(sampler)
     new_state, metrics = _scanned_steps(
         sampler, state, key, outer=outer, num_steps=num_steps, meta_batch_size=meta_batch_size
     )

@@ -155,10 +155,14 @@ def make_outer_step(
 
     @jax.jit
     def compiled_update(state, tasks, weights, mask):
-        _check_opt_state(optimizer, state)
+        checks.check_opt_state(state.opt_state, jax.eval_shape(optimizer.init, state.params))
         return _updated(state, reduce(state, tasks, weights, mask), optimizer, on_nonfinite)
 
     def at_the_door(state, tasks, weights, mask):
+        if not isinstance(state, OuterState):
+            raise TypeError(
+                f"state must be an OuterState, made by outer.init, got {type(state).__name__}."
+            )
         if not checks.is_traced((state, tasks, weights, mask)):
             checks.check_meta_batch(tasks)
             checks.warn_rounded(tasks)
@@ -242,14 +246,4 @@ def _check_arguments(loss_fn, inner, optimizer, task_axis, on_nonfinite) -> None
             f"{type(optimizer).__name__}."
         )
     check_task_axis(task_axis)
-    checks.check_flags(on_nonfinite=(on_nonfinite, ON_NONFINITE))
-
-
-def _check_opt_state(optimizer, state: OuterState) -> None:
-    want = jax.tree.structure(jax.eval_shape(optimizer.init, state.params))
-    got = jax.tree.structure(state.opt_state)
-    if got != want:
-        raise ValueError(
-            "opt_state must be of the outer optimizer of this outer step, got a state of another "
-            f"structure; make it with outer.init(params). Wanted {want}, got {got}."
-        )
+    checks.check_choice("on_nonfinite", on_nonfinite, ON_NONFINITE)

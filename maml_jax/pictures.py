@@ -1,5 +1,6 @@
 """The pictures of a run, from its log, its result and its parameters."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -74,7 +75,8 @@ def _shown(metric: str) -> str:
 
 def _draw_regression(path: pathlib.Path, problem: Problem, params: MetaParams) -> pathlib.Path:
     """Draws six test tasks with the prediction before adaptation and after."""
-    shown = sorted({problem.config.inner_steps, problem.config.test_inner_steps})
+    last = problem.config.test_inner_steps
+    shown = sorted({min(problem.config.inner_steps, last), last})
     tasks = example_tasks(problem, num_tasks=6)
     curve = jnp.linspace(-5.0, 5.0, _CURVE_POINTS)[:, None]
 
@@ -118,7 +120,10 @@ def _draw_images(path: pathlib.Path, problem: Problem, params: MetaParams) -> pa
 
     @jax.jit
     def probabilities(task):
-        return jax.nn.softmax(_after_each_step(problem, params, task, task.query))
+        query = task.query
+        if not problem.config.transductive:
+            query = dataclasses.replace(query, reference=task.support)
+        return jax.nn.softmax(_after_each_step(problem, params, task, query))
 
     panels = []
     for index in range(count):
@@ -139,7 +144,9 @@ def _draw_images(path: pathlib.Path, problem: Problem, params: MetaParams) -> pa
 
 def _after_each_step(problem: Problem, params: MetaParams, task: Task, examples: Examples):
     """Predicts after 0, 1, … inner steps: `[K + 1, N, ...]`."""
-    return problem.inner.observe(
+    observe = problem.inner.observe
+    assert observe is not None  # Every inner loop that a configuration can name has one.
+    return observe(
         problem.loss_fn,
         params,
         task.support,

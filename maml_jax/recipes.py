@@ -6,8 +6,9 @@ multiplied by N here: 0.4 (5-way) is 2.0, 0.1 (20-way) is 2.0.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
+from maml_jax.checks import check_choice
 from maml_jax.inner_checks import check_count, check_rate
 
 Dataset = Literal["glyphs", "omniglot", "cifar_fs", "fc100", "image_folder", "sinusoid"]
@@ -36,6 +37,7 @@ class Config:
       inner_steps: inner steps in training.
       test_inner_steps: inner steps in validation and test.
       outer_learning_rate: of Adam; for reptile of SGD.
+      outer_decay: keep the outer learning rate, or let it fall to 0 along a half cosine.
       clip: largest global norm of the aggregated gradient; 0 does not clip.
       meta_batch_size: tasks per outer step.
       aggregation: how task gradients become one.
@@ -72,6 +74,7 @@ class Config:
     inner_steps: int = 1
     test_inner_steps: int = 3
     outer_learning_rate: float = 1e-3
+    outer_decay: Literal["none", "cosine"] = "none"
     clip: float = 0.0
     meta_batch_size: int = 32
     aggregation: Literal["mean", "sum"] = "mean"
@@ -88,14 +91,20 @@ class Config:
     reported: str = ""
 
     def __post_init__(self):
-        check_rate(self.inner_learning_rate)
+        for field in dataclasses.fields(self):
+            if get_origin(field.type) is Literal:
+                check_choice(field.name, getattr(self, field.name), get_args(field.type))
+            elif field.type is bool:
+                check_choice(field.name, getattr(self, field.name), (False, True))
+        for name in ("inner_learning_rate", "outer_learning_rate"):
+            check_rate(getattr(self, name), name=name)
         counts = (
             "shot query_shot test_query_shot image_size features meta_batch_size outer_steps "
             "steps_per_call validate_every checkpoint_every"
         )
         for name in counts.split():
             check_count(name, getattr(self, name), at_least=1)
-        for name, least in (("way", 2), ("inner_steps", 0), ("test_inner_steps", 0)):
+        for name, least in (("way", 2), ("inner_steps", 0), ("test_inner_steps", 0), ("seed", 0)):
             check_count(name, getattr(self, name), at_least=least)
         for name in ("validation_tasks", "test_tasks"):
             check_count(name, getattr(self, name), at_least=2)

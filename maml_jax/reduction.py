@@ -19,6 +19,7 @@ import optax
 
 from maml_jax.aggregation import ladder
 from maml_jax.aggregation.ladder import Aggregation, Evidence, Level, State
+from maml_jax.nonfinite import finite_losses
 from maml_jax.task_axis import contracted_gradient, num_tasks_of, task_gradients
 from maml_jax.tasks import Examples, Params, Task
 
@@ -124,7 +125,7 @@ def _contracted(task_loss, params, tasks, aggregation, state, evidence, side_by_
         grads=grads,
         coefficients=coefficients,
         state=state,
-        finite=jnp.isfinite(losses),
+        finite=finite_losses(losses, task_metrics),
         evidence=evidence,
         spread={},
     )
@@ -137,7 +138,7 @@ def _per_task(
     losses, task_metrics, task_grads = task_gradients(
         task_loss, params, tasks, side_by_side=side_by_side
     )
-    finite = jnp.isfinite(losses) & _finite_rows(task_grads)
+    finite = finite_losses(losses, task_metrics) & _finite_rows(task_grads)
     evidence = dataclasses.replace(evidence, losses=losses)
     if skip_nonfinite:
         evidence = dataclasses.replace(evidence, valid=evidence.valid & finite)

@@ -40,21 +40,28 @@ def progress_report(console: Console, *, first_step: int, num_steps: int) -> Ite
         disable=not console.is_terminal,
     )
     with bar:
+        # A second Ctrl-C kills at once, and must not leave a terminal without a cursor.
+        console.show_cursor(True)
         row = bar.add_task("", total=num_steps, completed=first_step, shown="compiling")
 
         def report(step: int, metrics: dict[str, float], evaluation: Evaluation | None) -> None:
             if evaluation is not None:
-                bar.console.print(
-                    f"step {step:6,}  validation {evaluation.metric} {evaluation.headline()}",
-                    highlight=False,
-                )
+                bar.console.print(_validation_line(step, evaluation), highlight=False)
                 return
             bar.update(row, completed=step, shown=_summary(metrics))
 
         yield report
 
 
+def _validation_line(step: int, evaluation: Evaluation) -> str:
+    after = f"after {evaluation.inner_steps[-1]} inner step"
+    plural = "" if evaluation.inner_steps[-1] == 1 else "s"
+    return f"step {step:6,}: validation {evaluation.metric} {evaluation.headline()} {after}{plural}"
+
+
 def _summary(metrics: dict[str, float]) -> str:
     """Puts the training metrics of one call in a few words."""
+    if "query_loss" not in metrics:
+        return "no task counted"
     loss = f"loss {metrics['query_loss']:.3f}"
     return f"{loss}, accuracy {metrics['accuracy']:.1%}" if "accuracy" in metrics else loss

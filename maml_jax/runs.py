@@ -5,49 +5,37 @@ metrics.jsonl         the log
 checkpoints/          the newest two
 result.json           the final evaluation with its protocol and baselines
 learning_curve.png, inner_steps.png, adaptation.png
+
+Where the device runs out of memory, every function here raises `MemoryError` with what
+was asked of it and what to lower; checkpoints that are there stay.
 """
 
+import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from maml_jax import training
+from maml_jax import checkpoints, training
 from maml_jax.assembly import Problem, assemble, pixel_baseline
 from maml_jax.evaluation import Evaluation
 from maml_jax.metrics_log import read_metrics
 from maml_jax.pictures import draw_all
 from maml_jax.recipes import Config
 from maml_jax.reporting import progress_report
-
-_PACKAGES = ("maml-jax", "jax", "jaxlib", "flax", "optax", "numpy")
-
-
-def new_run_dir(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
-    """Picks a folder that no run has: `runs/NAME`, then `runs/NAME-2` and so on.
-
-    Args:
-      name: of the run.
-      root: folder of all runs.
-
-    Returns:
-      The folder, not yet made.
-
-    Example:
-      >>> from maml_jax.runs import new_run_dir
-      >>> new_run_dir("first", root="no_such_folder").name
-      'first'
-    """
-    path, number = pathlib.Path(root) / name, 1
-    while path.exists():
-        number += 1
-        path = pathlib.Path(root) / f"{name}-{number}"
-    return path
+from maml_jax.run_folder import (
+    checked_settings,
+    read_config,
+    resume_command,
+    write_config,
+    write_json,
+)
+from maml_jax.run_folder import new_run_dir as new_run_dir
 
 
 def start_run(config: Config, run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any]:
@@ -62,26 +50,27 @@ def start_run(config: Config, run_dir: str | os.PathLike, *, console: Console) -
       What `result.json` holds.
 
     Raises:
-      FileExistsError: if the folder holds a run.
+      FileExistsError: if the folder holds a run, or checkpoints of one.
+      CheckpointWriteError: if the folder cannot be written.
       TrainingStopped: after a stop signal, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
-    if (run_dir / "config.json").exists():
+    if (run_dir / "config.json").exists() or checkpoints.steps(run_dir / "checkpoints"):
         raise FileExistsError(
-            f"{run_dir} holds a run already; go on with `maml-jax resume {run_dir}`, or name "
+            f"{run_dir} holds a run already; go on with `{resume_command(run_dir)}`, or name "
             "another folder with --run-dir."
         )
     problem = assemble(config)
-    training.checkpoints.check_writable(run_dir / "checkpoints", 0)
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    _write_json(
-        run_dir / "config.json", {"config": dataclasses.asdict(config), "versions": versions}
-    )
+    checkpoints.check_writable(run_dir / "checkpoints", 0)
+    write_config(run_dir, config)
     return _train(problem, run_dir, training.start(problem.outer, problem.params), console)
 
 
 def resume_run(run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any]:
     """Goes on with a run from its newest sound checkpoint, bit for bit.
+
+    A run that has no checkpoint yet starts at step 0; one that is trained to the end is
+    only evaluated and drawn again.
 
     Args:
       run_dir: the run's folder.
@@ -92,13 +81,20 @@ def resume_run(run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any
 
     Raises:
       FileNotFoundError: if the folder holds no run.
-      CheckpointCorruptError: if no checkpoint is sound.
+      CheckpointCorruptError: if there are checkpoints, but none is sound.
+      TrainingStopped: after a stop signal, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
     problem = assemble(read_config(run_dir))
-    progress = training.start(problem.outer, problem.params)
-    progress = training.resume(run_dir, progress, _settings(problem.config))
-    console.print(f"resuming after step {progress.step:,}", highlight=False)
+    fresh = training.start(problem.outer, problem.params)
+    progress = training.resume(run_dir, fresh, checked_settings(problem.config))
+    if progress is fresh:
+        line = "There is no checkpoint yet: starting at step 0."
+    elif progress.step >= problem.config.outer_steps:
+        line = f"All {progress.step:,} steps are done: evaluating again."
+    else:
+        line = f"Going on after step {progress.step:,} of {problem.config.outer_steps:,}."
+    console.print(line, highlight=False)
     return _train(problem, run_dir, progress, console)
 
 
@@ -117,7 +113,8 @@ def evaluate_run(run_dir: str | os.PathLike, **changes: Any) -> Evaluation:
       FileNotFoundError: if the folder holds no run, or the run no checkpoint.
     """
     problem, progress = load_run(run_dir)
-    return problem.evaluate(progress.best_params, "test", **changes)
+    with _explained_memory(problem.config):
+        return problem.evaluate(progress.best_params, "test", **changes)
 
 
 def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
@@ -136,38 +133,10 @@ def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
     problem, progress = load_run(run_dir)
     if not (run_dir / "result.json").exists():
         return _finish(problem, run_dir, progress)[1]
-    result = json.loads((run_dir / "result.json").read_text())
+    result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
     names = [field.name for field in dataclasses.fields(Evaluation)]
     test = Evaluation(**{name: result["test"][name] for name in names})
     return _draw(problem, run_dir, progress, test, result["baselines"])
-
-
-def read_config(run_dir: str | os.PathLike) -> Config:
-    """Reads the configuration of a run.
-
-    Args:
-      run_dir: the run's folder.
-
-    Returns:
-      The configuration.
-
-    Raises:
-      FileNotFoundError: if the folder holds no run.
-      ValueError: if the file has a field that this version does not know.
-    """
-    path = pathlib.Path(run_dir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{run_dir} holds no run (no config.json); start one with `maml-jax train`."
-        )
-    fields = json.loads(path.read_text())["config"]
-    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(Config)})
-    if unknown:
-        raise ValueError(
-            f"{path} has fields that this version does not know: {unknown}; use the version "
-            "named in the file."
-        )
-    return Config(**fields)
 
 
 def load_run(run_dir: str | os.PathLike) -> tuple[Problem, training.Progress]:
@@ -185,10 +154,10 @@ def load_run(run_dir: str | os.PathLike) -> tuple[Problem, training.Progress]:
     run_dir = pathlib.Path(run_dir)
     problem = assemble(read_config(run_dir))
     before = training.start(problem.outer, problem.params)
-    progress = training.resume(run_dir, before, _settings(problem.config))
+    progress = training.resume(run_dir, before, checked_settings(problem.config))
     if progress is before:
         raise FileNotFoundError(
-            f"{run_dir} has no checkpoint yet; train it with `maml-jax resume {run_dir}`."
+            f"{run_dir} has no checkpoint yet; train it with `{resume_command(run_dir)}`."
         )
     return problem, progress
 
@@ -197,26 +166,49 @@ def _train(
     problem: Problem, run_dir: pathlib.Path, progress: training.Progress, console: Console
 ) -> dict[str, Any]:
     config = problem.config
-    schedule = training.Schedule(**{field.name: value for field, value in _schedule_fields(config)})
-    with progress_report(console, first_step=progress.step, num_steps=config.outer_steps) as report:
-        progress = training.train(
-            problem.outer,
-            problem.meta_train,
-            progress,
-            problem.key("train"),
-            run_dir=run_dir,
-            schedule=schedule,
-            validate=lambda params: problem.evaluate(params, "validation"),
-            report=report,
-            config=_settings(config),
-        )
-    return _finish(problem, run_dir, progress)[0]
+    with _explained_memory(config):
+        steps = {"first_step": progress.step, "num_steps": config.outer_steps}
+        with progress_report(console, **steps) as report:
+            progress = training.train(
+                problem.outer,
+                problem.meta_train,
+                progress,
+                problem.key("train"),
+                run_dir=run_dir,
+                schedule=_schedule(config),
+                validate=lambda params: problem.evaluate(params, "validation"),
+                report=report,
+                config=checked_settings(config),
+            )
+        return _finish(problem, run_dir, progress)[0]
 
 
-def _schedule_fields(config: Config):
-    names = {"num_steps": "outer_steps"}
-    for field in dataclasses.fields(training.Schedule):
-        yield field, getattr(config, names.get(field.name, field.name))
+def _schedule(config: Config) -> training.Schedule:
+    return training.Schedule(
+        num_steps=config.outer_steps,
+        meta_batch_size=config.meta_batch_size,
+        steps_per_call=config.steps_per_call,
+        validate_every=config.validate_every,
+        checkpoint_every=config.checkpoint_every,
+    )
+
+
+@contextlib.contextmanager
+def _explained_memory(config: Config) -> Iterator[None]:
+    """Turns JAX's error for a full device into one that says what to lower."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        classes = 1 if config.is_regression else config.way
+        examples = classes * (config.shot + config.query_shot)
+        raise MemoryError(
+            f"the device ran out of memory; a meta-batch has {config.meta_batch_size} tasks x "
+            f"{config.inner_steps} inner steps x {examples} examples. Start a run with a lower "
+            "--meta-batch-size, --query-shot, --inner-steps or --features, or with the first-order "
+            f"--inner fomaml. JAX says: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _finish(problem: Problem, run_dir: pathlib.Path, progress: training.Progress):
@@ -236,7 +228,7 @@ def _finish(problem: Problem, run_dir: pathlib.Path, progress: training.Progress
         "best_step": int(progress.best_step),
         "training_seconds": _training_seconds(run_dir),
     }
-    _write_json(run_dir / "result.json", result)
+    write_json(run_dir / "result.json", result)
     return result, _draw(problem, run_dir, progress, test, baselines)
 
 
@@ -249,17 +241,3 @@ def _draw(problem, run_dir, progress, test, baselines) -> list[pathlib.Path]:
 
 def _training_seconds(run_dir: pathlib.Path) -> float:
     return sum(row.get("seconds", 0.0) for row in read_metrics(run_dir / "metrics.jsonl"))
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """Gives what must be equal for a checkpoint to be this run's: not where the data lie."""
-    settings = dataclasses.asdict(config)
-    del settings["data_dir"]
-    return {**settings, "x64": bool(jax.config.jax_enable_x64)}
-
-
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)

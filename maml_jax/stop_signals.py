@@ -1,9 +1,14 @@
 """Stop signals that let a run save before it ends."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
+
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_KILLED_BY_CTRL_C = 130
+_ASKED = b"\nStopping once the state is saved. Press Ctrl-C again to stop at once, unsaved.\n"
 
 
 class StopRequest:
@@ -26,8 +31,8 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Notes SIGTERM and the first Ctrl-C instead of dying; a second Ctrl-C kills at once.
 
-    Handlers are installed for the block only, and only in the main thread, the only one
-    that Python allows.
+    The first one is answered by a line on standard error. Handlers are installed for the
+    block only, and only in the main thread, the only one that Python allows.
 
     Yields:
       A `StopRequest` to poll.
@@ -45,14 +50,43 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def note(number, frame):
         del frame
-        if request.signal is not None:
-            raise KeyboardInterrupt
-        request.signal = number
+        if request.signal is None:
+            request.signal = number
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {number: signal.signal(number, note) for number in _NUMBERS}
     try:
-        yield request
+        with _second_ctrl_c_kills():
+            yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _second_ctrl_c_kills() -> Iterator[None]:
+    """Watches signals from a thread: Python's handlers wait while a compiled call runs."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    watcher = threading.Thread(target=_watch, args=(read_end,), daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write_end)
+        watcher.join()
+        os.close(read_end)
+
+
+def _watch(read_end: int) -> None:
+    """Reads the numbers of signals as they come, until the other end is closed."""
+    asked = False
+    while number := os.read(read_end, 1):
+        if number[0] not in _NUMBERS:
+            continue
+        if asked and number[0] == signal.SIGINT:
+            os._exit(_KILLED_BY_CTRL_C)
+        if not asked:
+            os.write(2, _ASKED)
+        asked = True

@@ -6,11 +6,13 @@ with a leading axis `T` on every array.
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = Any
 """A tree of arrays: the parameters θ of a model."""
@@ -77,13 +79,14 @@ def meta_batch(sampler: TaskSampler, key: jax.Array, num_tasks: int) -> Task:
 
     Args:
       sampler: a pure function from a key to one `Task`.
-      key: random key; consumed.
+      key: random key, consumed, or an integer seed.
       num_tasks: number `T` of tasks; static, at least 1.
 
     Returns:
       A `Task` with a leading axis `T` on every array.
 
     Raises:
+      TypeError: if `num_tasks` is not an integer, or `key` no key.
       ValueError: if `num_tasks` is below 1.
 
     Example:
@@ -93,7 +96,36 @@ def meta_batch(sampler: TaskSampler, key: jax.Array, num_tasks: int) -> Task:
       >>> mj.meta_batch(sampler, jax.random.key(0), 4).support.inputs.shape
       (4, 10, 1)
     """
+    if isinstance(num_tasks, bool) or not isinstance(num_tasks, numbers.Integral):
+        raise TypeError(f"num_tasks must be an integer, got {num_tasks!r}.")
     if num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}.")
+    key = as_key(key)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_tasks))
     return jax.vmap(sampler)(keys)
+
+
+def as_key(key: Any) -> jax.Array:
+    """Makes a typed random key of a seed, an old-style key, or a typed key.
+
+    Args:
+      key: an integer, a uint32 array `[2]`, or a typed key.
+
+    Returns:
+      A typed key.
+
+    Raises:
+      TypeError: if it is none of these.
+    """
+    if isinstance(key, bool):
+        raise TypeError(f"key must be jax.random.key(seed) or an integer seed, got {key!r}.")
+    if isinstance(key, int | np.integer):
+        return jax.random.key(int(key))
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0:
+        return key
+    if dtype == np.uint32 and key.shape == (2,):
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    raise TypeError(
+        f"key must be jax.random.key(seed) or an integer seed, got {type(key).__name__} {key!r}."
+    )

@@ -5,11 +5,16 @@ Everything that a run needs to go on is in its folder:
     metrics.jsonl    one line per compiled call, and one per validation
     checkpoints/     the newest two, each with a digest per leaf and per file
 
-The loop stops only between compiled calls, which always start at multiples of
-`steps_per_call`: a resumed run makes the same calls as one that was never stopped.
+The loop stops only between compiled calls, which always end at multiples of
+`steps_per_call` or at the last step: a resumed run makes the same calls as one that was
+never stopped, and so ends with the same bits.
+
+A call's line has the step after it, its seconds (of a first call, compilation included)
+and what `average_metrics` gives.
 """
 
 import dataclasses
+import functools
 import pathlib
 import signal
 import time
@@ -21,11 +26,12 @@ import numpy as np
 
 from maml_jax import checkpoints
 from maml_jax.evaluation import Evaluation
-from maml_jax.inner_checks import check_count
 from maml_jax.inner_loop import MetaParams
-from maml_jax.metrics_log import append_metrics, truncate_metrics
+from maml_jax.metrics_log import append_metrics, average_metrics, truncate_metrics
+from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.outer_loop import run_outer_steps
 from maml_jax.outer_step import OuterState, OuterStep
+from maml_jax.schedule import Schedule
 from maml_jax.stop_signals import stop_requests
 from maml_jax.tasks import Params, TaskSampler
 
@@ -50,35 +56,7 @@ class TrainingStopped(Exception):
 
 
 class DivergedError(FloatingPointError):
-    """No task of ten meta-batches running had a finite loss and gradient."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """The numbers of a training loop, all in outer steps.
-
-    Attributes:
-      num_steps: how many outer steps in all; at least 1.
-      meta_batch_size: tasks per outer step; at least 1.
-      steps_per_call: outer steps per compiled call; the log has one line for each call.
-      validate_every: validate at the first call's end after so many steps, and at the end.
-      checkpoint_every: save likewise.
-
-    Example:
-      >>> from maml_jax.training import Schedule
-      >>> Schedule(num_steps=1000, meta_batch_size=32).steps_per_call
-      50
-    """
-
-    num_steps: int
-    meta_batch_size: int
-    steps_per_call: int = 50
-    validate_every: int = 500
-    checkpoint_every: int = 500
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            check_count(field.name, getattr(self, field.name), at_least=1)
+    """No task of ten or more meta-batches in a row had a finite loss and gradient."""
 
 
 @jax.tree_util.register_dataclass
@@ -88,7 +66,8 @@ class Progress:
 
     Attributes:
       state: the outer state.
-      best_params: meta-parameters with the best validation so far.
+      best_params: meta-parameters with the best validation so far; without validation,
+        the last ones.
       best_value: their headline metric; NaN before the first validation.
       best_step: their step.
     """
@@ -136,7 +115,7 @@ def start(outer: OuterStep, params: Params) -> Progress:
     )
 
 
-def resume(run_dir: pathlib.Path, progress: Progress, config: dict[str, Any]) -> Progress:
+def resume(run_dir: str | pathlib.Path, progress: Progress, config: dict[str, Any]) -> Progress:
     """Reads the newest sound checkpoint of a run, if it has one.
 
     Args:
@@ -152,12 +131,12 @@ def resume(run_dir: pathlib.Path, progress: Progress, config: dict[str, Any]) ->
       CheckpointMismatchError: if they are of another model, optimizer or configuration.
 
     Example:
-      >>> import pathlib
       >>> from maml_jax import training
-      >>> training.resume(pathlib.Path("no_such_run"), "as it was", {})
+      >>> training.resume("no_such_run", "as it was", {})
       'as it was'
     """
-    restored = checkpoints.restore(run_dir / "checkpoints", progress, config=config)
+    saved = pathlib.Path(run_dir) / "checkpoints"
+    restored = checkpoints.restore(saved, progress, config=config)
     return progress if restored is None else restored.state
 
 
@@ -175,7 +154,8 @@ def train(
 ) -> Progress:
     """Trains from `progress` to the end of the schedule, saving on the way.
 
-    On SIGTERM or Ctrl-C it saves at the end of the compiled call that is running.
+    On SIGTERM or Ctrl-C it saves at the end of the compiled call that is running, and of
+    the validation if one is due.
 
     Args:
       outer: the outer step.
@@ -193,10 +173,12 @@ def train(
       The progress after the last step.
 
     Raises:
-      TrainingStopped: after a stop signal, when the state is saved.
-      NonFiniteTaskError: if `outer` was made to raise and a task was not finite.
-      DivergedError: if no task counted for ten outer steps running; the last checkpoint is
-        from before.
+      TrainingStopped: after a stop signal, when the state is saved; also when it came
+        during the last call.
+      NonFiniteTaskError: if `outer` was made to raise and a task was not finite; the state
+        before that compiled call is saved.
+      DivergedError: if no task counted in ten or more outer steps in a row, up to the end
+        of a call; the last checkpoint is from before that call.
       CheckpointWriteError: if the folder cannot be written, before the first step; or the
         disk is full, when the older checkpoints stay.
 
@@ -216,44 +198,60 @@ def train(
       >>> progress.step
       2
     """
-    run_dir = pathlib.Path(run_dir)
-    saved = run_dir / "checkpoints"
+    saved, log = pathlib.Path(run_dir) / "checkpoints", pathlib.Path(run_dir) / "metrics.jsonl"
     checkpoints.check_writable(saved, 2 * _num_bytes(progress))
     checkpoints.clear_unfinished(saved)
-    log = run_dir / "metrics.jsonl"
     truncate_metrics(log, progress.step)
+    save = functools.partial(checkpoints.save, saved, config=config or {})
     dead_steps = 0
     with stop_requests() as request:
         while progress.step < schedule.num_steps:
-            began, before = time.monotonic(), progress.step
-            state, metrics = run_outer_steps(
-                outer,
-                sampler,
-                progress.state,
-                key,
-                num_steps=min(schedule.steps_per_call, schedule.num_steps - before),
-                meta_batch_size=schedule.meta_batch_size,
-            )
-            progress = dataclasses.replace(progress, state=state)
-            metrics = jax.device_get(metrics)
+            before, began = progress, time.monotonic()
+            try:
+                progress, metrics = _one_call(
+                    outer, sampler, progress, key, schedule=schedule, keep_last=validate is None
+                )
+            except NonFiniteTaskError:
+                save(before.step, before)
+                raise
             dead_steps = _check_alive(metrics["n_valid"], dead_steps, progress.step)
-            averages = {name: float(np.mean(values)) for name, values in metrics.items()}
+            averages = average_metrics(metrics)
             seconds = time.monotonic() - began
             append_metrics(log, {"step": progress.step, "seconds": seconds, **averages})
             report(progress.step, averages, None)
-            due = _due(before, progress.step, schedule)
+            due = functools.partial(schedule.is_due, before=before.step, after=progress.step)
             if validate is not None and due(schedule.validate_every):
                 progress = _validated(progress, validate, report, log)
             if request.signal is not None or due(schedule.checkpoint_every):
-                checkpoints.save(saved, progress.step, progress, config=config or {})
-            if request.signal is not None and progress.step < schedule.num_steps:
+                save(progress.step, progress)
+            if request.signal is not None:
                 raise TrainingStopped(progress.step, request.signal)
     return progress
 
 
-def _due(before: int, after: int, schedule: Schedule) -> Callable[[int], bool]:
-    """Says whether a multiple of a number of steps, or the end, was just reached."""
-    return lambda every: after // every > before // every or after >= schedule.num_steps
+def _one_call(
+    outer: OuterStep,
+    sampler: TaskSampler,
+    progress: Progress,
+    key: jax.Array,
+    *,
+    schedule: Schedule,
+    keep_last: bool,
+) -> tuple[Progress, dict[str, np.ndarray]]:
+    """Makes the outer steps of one call; gives the metrics of each."""
+    state, metrics = run_outer_steps(
+        outer,
+        sampler,
+        progress.state,
+        key,
+        num_steps=schedule.call_end(progress.step) - progress.step,
+        meta_batch_size=schedule.meta_batch_size,
+    )
+    progress = dataclasses.replace(progress, state=state)
+    if keep_last:
+        best_step = np.int64(progress.step)
+        progress = dataclasses.replace(progress, best_params=state.params, best_step=best_step)
+    return progress, jax.device_get(metrics)
 
 
 def _validated(progress: Progress, validate, report: Report, log: pathlib.Path) -> Progress:
@@ -275,17 +273,17 @@ def _validated(progress: Progress, validate, report: Report, log: pathlib.Path) 
 
 
 def _check_alive(n_valid: np.ndarray, dead_steps: int, step: int) -> int:
-    """Counts the meta-batches running, up to now, of which no task counted."""
+    """Counts the meta-batches in a row, up to now, of which no task counted."""
     alive = np.flatnonzero(n_valid)
-    dead_steps = dead_steps + len(n_valid) if not len(alive) else len(n_valid) - 1 - alive[-1]
+    dead_steps = len(n_valid) - 1 - int(alive[-1]) if len(alive) else dead_steps + len(n_valid)
     if dead_steps >= _DEAD_STEPS:
         raise DivergedError(
-            f"no task had a finite loss and gradient in the last {dead_steps} outer steps before "
-            f"step {step}: the run has diverged; lower the inner or outer learning rate and "
-            "resume from the last checkpoint."
+            f"no task had a finite loss and gradient in the last {dead_steps} outer steps, up to "
+            f"step {step}: the run has diverged; start a new one with a lower inner or outer "
+            "learning rate, or with gradients clipped."
         )
     return dead_steps
 
 
 def _num_bytes(tree: Any) -> int:
-    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
+    return sum(getattr(leaf, "nbytes", 8) for leaf in jax.tree.leaves(tree))

@@ -127,8 +127,13 @@ def test_modes_of_differentiation_agree(options, num_steps, tolerance):
         grads = []
         for kwargs in ({}, options):
             inner = build(num_steps, **kwargs)
-            grad = jax.grad(lambda p, s, i=inner: task_loss(i, LOSS, p, mj.Task(
-                support=s, query=task.query))[0], argnums=(0, 1), allow_int=True)
+            grad = jax.grad(
+                lambda p, s, i=inner: task_loss(i, LOSS, p, mj.Task(support=s, query=task.query))[
+                    0
+                ],
+                argnums=(0, 1),
+                allow_int=True,
+            )
             grads.append(jax.jit(grad)(problems.network(), task.support))
         problems.assert_trees_close(grads[1], grads[0], 1000 * tolerance)
 
@@ -137,10 +142,12 @@ def test_first_order_differs_from_second_order_where_it_should():
     """They agree for no inner step, and differ for one on a curved loss."""
     params, tasks = problems.params(), problems.linear_tasks(num_tasks=2)
     for num_steps, differ in ((0, False), (1, True)):
-        second = meta_gradients(mj.maml(optax.sgd(RATE), num_steps), problems.linear_loss,
-                                params, tasks)
-        first = meta_gradients(mj.fomaml(optax.sgd(RATE), num_steps), problems.linear_loss,
-                               params, tasks)
+        second = meta_gradients(
+            mj.maml(optax.sgd(RATE), num_steps), problems.linear_loss, params, tasks
+        )
+        first = meta_gradients(
+            mj.fomaml(optax.sgd(RATE), num_steps), problems.linear_loss, params, tasks
+        )
         gap = np.abs(problems.flat_rows(second) - problems.flat_rows(first)).max()
         assert (gap > 1e-2) == differ
 

@@ -187,7 +187,8 @@ def reduce_task_grads(
     if aggregation.level >= Level.GRAM:
         evidence = dataclasses.replace(evidence, gram=gram(task_grads))
     if aggregation.combine is not None:
-        grads, state = aggregation.combine(task_grads, evidence, state)
+        result = aggregation.combine(task_grads, evidence, state)
+        grads, state = _as_pair(aggregation, "gradient", result)
         _check_combined(aggregation, grads, task_grads)
         return grads, None, state
     coefficients, state = checked_coefficients(aggregation, evidence, state)
@@ -208,16 +209,26 @@ def checked_coefficients(
       Coefficients `[T]` and the next state.
 
     Raises:
-      TypeError: if the coefficients are not of shape `[T]`.
+      TypeError: if the coefficients are not of shape `[T]`, or come without the state.
     """
     evidence = jax.lax.stop_gradient(evidence)
-    coefficients, state = aggregation.coefficients(evidence, state)
+    result = aggregation.coefficients(evidence, state)
+    coefficients, state = _as_pair(aggregation, "coefficients", result)
     if jnp.shape(coefficients) != evidence.valid.shape:
         raise TypeError(
             f"aggregation {aggregation.name!r} must return coefficients of shape [T] = "
             f"{evidence.valid.shape}, got {jnp.shape(coefficients)}."
         )
     return jnp.where(evidence.valid, jax.lax.stop_gradient(coefficients), 0), state
+
+
+def _as_pair(aggregation: Aggregation, first: str, result: Any) -> tuple[Any, State]:
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"aggregation {aggregation.name!r} must return a pair ({first}, state), got "
+            f"{type(result).__name__}; a rule without a state returns its argument `state`."
+        )
+    return result
 
 
 def _check_combined(aggregation: Aggregation, grads: Any, task_grads: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from maml_jax.aggregation.ladder import (
     Aggregation,
@@ -86,7 +87,8 @@ def aggregate(
     Raises:
       ValueError: if shapes do not fit, weights are missing, not wanted or not allowed, or
         the meta-batch is too small for the rule.
-      TypeError: if the aggregation is neither a name nor a rule.
+      TypeError: if the aggregation is neither a name nor a rule, weights or mask are no
+        array, or the rule returns something of the wrong structure or shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -138,6 +140,7 @@ def check_weights(
       mask: `[T]` or None.
 
     Raises:
+      TypeError: if weights or mask are no array.
       ValueError: with the rule, what was got and the remedy.
     """
     if num_tasks < aggregation.min_tasks:
@@ -153,11 +156,13 @@ def check_weights(
     if weights is None and aggregation.needs_weights:
         raise ValueError(f"aggregation {aggregation.name!r} needs weights=, an array [T].")
     for name, values in (("weights", weights), ("mask", mask)):
+        if isinstance(values, list | tuple):
+            raise TypeError(f"{name} must be an array [T], got {values!r}; use jnp.asarray.")
         if values is not None and jnp.shape(values) != (num_tasks,):
             raise ValueError(
                 f"{name} must have shape [T] = ({num_tasks},), got {jnp.shape(values)}."
             )
-    if weights is None or isinstance(weights, jax.core.Tracer):
+    if weights is None or isinstance(weights, Tracer):
         return
     known = np.asarray(weights)
     bad = np.flatnonzero(~(np.isfinite(known) & (known >= 0)))

@@ -1,0 +1,133 @@
+"""The folder of a run: where it is, and the files in it that are not checkpoints or log."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import shlex
+from typing import Any
+
+import jax
+import numpy as np
+
+from maml_jax.checks import nearest
+from maml_jax.recipes import Config
+
+_PACKAGES = ("maml-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def new_run_dir(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
+    """Picks a folder that no run has: `runs/NAME`, then `runs/NAME-2` and so on.
+
+    Args:
+      name: of the run.
+      root: folder of all runs.
+
+    Returns:
+      The folder, not yet made.
+
+    Example:
+      >>> from maml_jax.run_folder import new_run_dir
+      >>> new_run_dir("first", root="no_such_folder").name
+      'first'
+    """
+    path, number = pathlib.Path(root) / name, 1
+    while path.exists():
+        number += 1
+        path = pathlib.Path(root) / f"{name}-{number}"
+    return path
+
+
+def resume_command(run_dir: str | os.PathLike) -> str:
+    """Gives the command that goes on with a run.
+
+    Args:
+      run_dir: the run's folder.
+
+    Returns:
+      A line for a shell.
+
+    Example:
+      >>> from maml_jax.run_folder import resume_command
+      >>> resume_command("runs/my first")
+      "maml-jax resume 'runs/my first'"
+    """
+    return f"maml-jax resume {shlex.quote(os.fspath(run_dir))}"
+
+
+def write_config(run_dir: str | os.PathLike, config: Config) -> None:
+    """Writes the configuration of a run, with the versions of the libraries it starts with.
+
+    Args:
+      run_dir: the run's folder; made if missing.
+      config: the configuration.
+    """
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    content = {"config": dataclasses.asdict(config), "versions": versions}
+    write_json(pathlib.Path(run_dir) / "config.json", content)
+
+
+def read_config(run_dir: str | os.PathLike) -> Config:
+    """Reads the configuration of a run.
+
+    Args:
+      run_dir: the run's folder.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      FileNotFoundError: if the folder holds no run.
+      ValueError: if the file is damaged, or has a field or value that this version does not
+        know.
+    """
+    path = pathlib.Path(run_dir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{run_dir} holds no run (no config.json); start one with `maml-jax train`."
+        )
+    try:
+        return _as_config(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not as it was written: {error}") from error
+
+
+def _as_config(content: Any) -> Config:
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise ValueError("it must hold an entry 'config'.")
+    known = [field.name for field in dataclasses.fields(Config)]
+    unknown = sorted(set(content["config"]) - set(known))
+    if unknown:
+        raise ValueError(
+            f"it has fields that this version does not know: {unknown}; use the version named in "
+            f"the file{nearest(unknown[0], known)}"
+        )
+    return Config(**content["config"])
+
+
+def checked_settings(config: Config) -> dict[str, Any]:
+    """Gives what must be equal for a checkpoint to be this run's: not where the data lie.
+
+    Args:
+      config: the run's configuration.
+
+    Returns:
+      Plain values: the configuration without `data_dir`, and whether JAX has 64 bits.
+    """
+    settings = dataclasses.asdict(config)
+    del settings["data_dir"]
+    return {**settings, "x64": jax.dtypes.canonicalize_dtype(float) == np.float64}
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+      path: the file.
+      content: plain values.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,119 @@
+"""The rooms: who may import whom, how long a file may be, and what must stay out."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import maml_jax
+
+ROOT = pathlib.Path(maml_jax.__file__).parent
+
+# Each module imports only from its left; a leaf imports nothing of the chain but these.
+CHAIN = [
+    "tasks",
+    "losses",
+    "inner_checks",
+    "checks",
+    "gradients",
+    "inner_loop",
+    "maml_family",
+    "learned_rates",
+    "aggregation",
+    "task_axis",
+    "nonfinite",
+    "reduction",
+    "outer_step",
+    "outer_loop",
+    "evaluation",
+    "metrics_log",
+    "stop_signals",
+    "checkpoint_files",
+    "checkpoints",
+    "schedule",
+    "training",
+    "recipes",
+    "run_folder",
+    "assembly",
+    "pictures",
+    "reporting",
+    "runs",
+    "cli",
+]
+LEAVES = {
+    "convolution": set(),
+    "model_inputs": set(),
+    "models": {"convolution", "model_inputs"},
+    "data": {"tasks"},
+    "plots": set(),
+}
+CORE = CHAIN[: CHAIN.index("evaluation") + 1]
+JOINERS = CHAIN[CHAIN.index("recipes") :]
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield parts[0], path
+
+
+def imported(path):
+    """Names of the modules of this package and of others that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.module == "maml_jax":
+                yield from (f"maml_jax.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+FILES = [(room, path) for room, path in modules() if room != "__init__"]
+IDS = [str(path.relative_to(ROOT)) for _, path in FILES]
+
+
+@pytest.mark.parametrize(("room", "path"), FILES, ids=IDS)
+def test_a_module_imports_only_from_below(room, path):
+    ours = {name.split(".")[1] for name in imported(path) if name.startswith("maml_jax.")}
+    ours.discard(room)
+    if room in LEAVES:
+        assert ours <= LEAVES[room]
+        return
+    below = set(CHAIN[: CHAIN.index(room)])
+    if room in JOINERS:
+        below |= set(LEAVES)
+    assert ours <= below
+
+
+@pytest.mark.parametrize(("room", "path"), FILES, ids=IDS)
+def test_a_file_holds_one_idea(room, path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize(("room", "path"), FILES, ids=IDS)
+def test_nothing_runs_code_from_data(room, path):
+    """No pickle, no eval, no shell: configuration and checkpoints are data."""
+    names = {name.split(".")[0] for name in imported(path)}
+    assert not names & {"pickle", "cloudpickle", "dill", "marshal", "shelve", "subprocess"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile", "__import__")
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert isinstance(node.value, ast.Constant)
+            assert node.value.value is False
+
+
+def test_the_core_needs_no_flax_and_no_data_library():
+    code = (
+        "import sys, maml_jax; "
+        f"[__import__('maml_jax.' + name) for name in {CORE}]; "
+        "print([m for m in ('flax', 'tensorflow_datasets', 'matplotlib', 'PIL', 'orbax', 'tyro',"
+        " 'rich') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert out.strip() == "[]"
