@@ -1,5 +1,7 @@
 """Gradient-based meta-learning in JAX: adapt, reduce, update, in one compiled step."""
 
+from typing import TYPE_CHECKING
+
 from maml_jax import aggregation, data, losses
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop
@@ -9,6 +11,9 @@ from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.outer_loop import run_outer_steps
 from maml_jax.outer_step import OuterState, OuterStep, make_outer_step
 from maml_jax.tasks import Examples, Task, meta_batch
+
+if TYPE_CHECKING:
+    from maml_jax import models
 
 __version__ = "0.1.0"
 

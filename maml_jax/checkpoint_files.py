@@ -136,7 +136,7 @@ def place(array: np.ndarray, like: Any, *, key_impl: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _orbax() -> Iterator[tuple[Any, Any]]:
+def _orbax(path: Path) -> Iterator[tuple[Any, Any]]:
     """Gives Orbax (slow to import) and a checkpointer, its log lines held back."""
     logger = logging.getLogger("absl")
     level = logger.level
@@ -144,7 +144,10 @@ def _orbax() -> Iterator[tuple[Any, Any]]:
         logger.setLevel(logging.ERROR)
         import orbax.checkpoint as ocp
 
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        # Orbax 0.12 takes the folder for a glob pattern when it merges its OCDBT files; with
+        # brackets in it the pattern finds nothing, and what was saved cannot be read.
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt="[" not in str(path))
+        with ocp.Checkpointer(handler) as checkpointer:
             yield ocp, checkpointer
     finally:
         logger.setLevel(level)
@@ -155,7 +158,7 @@ def write_arrays(path: Path, arrays: list[np.ndarray]) -> None:
     # Orbax takes neither an empty tree nor an array without elements.
     item = {f"{i:05d}": array for i, array in enumerate(arrays) if array.size}
     if item:
-        with _orbax() as (ocp, checkpointer):
+        with _orbax(path) as (ocp, checkpointer):
             try:
                 checkpointer.save(path, args=ocp.args.PyTreeSave(item))
             except ValueError as error:
@@ -169,7 +172,7 @@ def read_arrays(path: Path, types: list[jax.ShapeDtypeStruct]) -> list[np.ndarra
     arrays = {i: np.zeros(kind.shape, kind.dtype) for i, kind in enumerate(types) if not kind.size}
     item = {f"{i:05d}": kind for i, kind in enumerate(types) if kind.size}
     if item:
-        with _orbax() as (ocp, checkpointer):
+        with _orbax(path) as (ocp, checkpointer):
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in item}
             restore_args = ocp.args.PyTreeRestore(item, restore_args=as_numpy)
             read = checkpointer.restore(path, args=restore_args)

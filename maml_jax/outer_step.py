@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from maml_jax import checks
-from maml_jax.aggregation import Aggregation, check_weights, resolve
-from maml_jax.aggregation.resolve import valid_tasks
+from maml_jax.aggregation import Aggregation, resolve
+from maml_jax.aggregation.resolve import check_weights, valid_tasks
 from maml_jax.inner_loop import InnerLoop, MetaParams, task_loss
 from maml_jax.losses import LossFn
 from maml_jax.nonfinite import Explain, NonFiniteTaskError, make_explain
@@ -32,6 +32,12 @@ class OuterState:
       opt_state: the outer optimizer's state.
       aggregation_state: the aggregation's state; `()` for most.
       step: number of outer steps done, a scalar integer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import maml_jax as mj
+      >>> mj.OuterState(params=jnp.ones(2), opt_state=(), aggregation_state=(), step=0).step
+      0
     """
 
     params: MetaParams
@@ -49,6 +55,17 @@ class OuterStep(NamedTuple):
       gradient: `(state, tasks, *, weights=None, mask=None) -> (grads, metrics)`: the
         aggregated meta-gradient, no update.
       explain: `(params, tasks) -> (task indices, sentence)`: which tasks are not finite.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import maml_jax as mj
+      >>> loss_fn = mj.losses.regression(lambda params, inputs, mask: inputs @ params)
+      >>> outer = mj.make_outer_step(loss_fn, mj.maml(optax.sgd(0.1), 1), optax.sgd(0.1))
+      >>> examples = mj.Examples(inputs=jnp.ones((3, 4, 1)), targets=jnp.ones((3, 4, 1)))
+      >>> tasks = mj.Task(support=examples, query=examples)
+      >>> grads, metrics = outer.gradient(outer.init(jnp.zeros((1, 1))), tasks)
+      >>> print(grads.round(2))
+      [[-1.28]]
     """
 
     init: Callable[[Params], OuterState]

@@ -138,7 +138,7 @@ def _per_task(
     losses, task_metrics, task_grads = task_gradients(
         task_loss, params, tasks, side_by_side=side_by_side
     )
-    finite = finite_losses(losses, task_metrics) & _finite_rows(task_grads)
+    finite = finite_losses(losses, task_metrics) & jnp.isfinite(ladder.sq_norms(task_grads))
     evidence = dataclasses.replace(evidence, losses=losses)
     if skip_nonfinite:
         evidence = dataclasses.replace(evidence, valid=evidence.valid & finite)
@@ -220,9 +220,3 @@ def _sizes(examples: Examples) -> jax.Array:
         return examples.mask.sum(axis=1)
     num_tasks, num_examples = jax.tree.leaves(examples.inputs)[0].shape[:2]
     return jnp.full(num_tasks, num_examples)
-
-
-def _finite_rows(task_grads: Any) -> jax.Array:
-    """Says of each task `[T]` whether all of its gradient is finite."""
-    rows = [jnp.isfinite(g).reshape(len(g), -1).all(axis=1) for g in jax.tree.leaves(task_grads)]
-    return functools.reduce(jnp.logical_and, rows)

@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+
 from children import (
     SMALL,
     environment,  # noqa: F401
@@ -18,7 +19,6 @@ from children import (
     start,
     wait_until,
 )
-
 from maml_jax import checkpoints
 
 KILLS = 12

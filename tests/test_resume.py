@@ -12,6 +12,11 @@ import threading
 
 import optax
 import pytest
+
+import maml_jax as mj
+from maml_jax import checkpoints, training
+from maml_jax.metrics_log import append_metrics, read_metrics, truncate_metrics
+from maml_jax.stop_signals import stop_requests
 from training_runs import (
     CALL_ENDS,
     CONFIG,
@@ -24,11 +29,6 @@ from training_runs import (
     rows,
     train,
 )
-
-import maml_jax as mj
-from maml_jax import checkpoints, training
-from maml_jax.metrics_log import append_metrics, read_metrics, truncate_metrics
-from maml_jax.stop_signals import stop_requests
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,17 @@ def test_no_sound_checkpoint_is_an_error_not_a_new_start(tmp_path):
         manifest.write_text("{}")
     with pytest.raises(checkpoints.CheckpointCorruptError, match=r"No checkpoint in .* verifies"):
         training.resume(tmp_path, fresh(), CONFIG)
+
+
+@pytest.mark.parametrize("name", ["a [run]", "a*b?", "{a,b}", "100% ünï#$"])
+def test_any_name_of_a_folder_will_do(tmp_path, undisturbed, name):
+    """Also one that looks like a pattern; and the checkpoints may be moved to another."""
+    train(tmp_path / name)
+    assert_undisturbed(tmp_path / name, resumed(tmp_path / name), undisturbed)
+    (tmp_path / name).rename(tmp_path / "[moved]")
+    assert bits(training.resume(tmp_path / "[moved]", fresh(), CONFIG)) == undisturbed[0]
+    (tmp_path / "[moved]").rename(tmp_path / "moved")
+    assert bits(training.resume(tmp_path / "moved", fresh(), CONFIG)) == undisturbed[0]
 
 
 def test_handlers_are_there_for_the_block_only_and_only_in_the_main_thread():

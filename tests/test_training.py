@@ -11,6 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import maml_jax as mj
+from maml_jax import checkpoints, training
+from maml_jax.metrics_log import average_metrics
+from maml_jax.training import Schedule
 from training_runs import (
     CALL_ENDS,
     CONFIG,
@@ -28,11 +33,6 @@ from training_runs import (
     train,
     validate,
 )
-
-import maml_jax as mj
-from maml_jax import checkpoints, training
-from maml_jax.metrics_log import average_metrics
-from maml_jax.training import Schedule
 
 
 @pytest.fixture(scope="module")

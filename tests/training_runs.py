@@ -1,5 +1,7 @@
 """A training loop that takes a second: a polynomial for sinusoids, and what to compare.
 
+`compiled_once` is for tests that build the same functions again and again.
+
 A new number of steps in a call, a new sampler or a new outer step is a new program to
 compile, which is most of the time of these tests: reuse them.
 """
@@ -10,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import maml_jax as mj
 from maml_jax import training
@@ -103,3 +107,18 @@ def at_step(step, action):
             action()
 
     return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Each run builds its functions anew; this lets JAX find what it has compiled before."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    for name, value in zip(names, (folder, 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -48,8 +48,13 @@ def main():
             for shot in SHOTS
         }
         options.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "metrics.jsonl", "learning_curve.png", "adaptation.png",
-                     "inner_steps.png"):
+        for name in (
+            "config.json",
+            "metrics.jsonl",
+            "learning_curve.png",
+            "adaptation.png",
+            "inner_steps.png",
+        ):
             shutil.copy(run_dir / name, options.folder / name)
     result["by_shot"] = {shot: value.as_dict() for shot, value in evaluations.items()}
     (options.folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -6,7 +6,7 @@ from maml_jax.aggregation.ladder import Aggregation, Evidence, Level
 from maml_jax.aggregation.linear import by_size, mean, power, sum, weighted
 from maml_jax.aggregation.loss_based import tilted
 from maml_jax.aggregation.norm_based import norm_clipped
-from maml_jax.aggregation.resolve import aggregate, check_weights, resolve
+from maml_jax.aggregation.resolve import aggregate, resolve
 
 __all__ = [
     "Aggregation",
@@ -14,7 +14,6 @@ __all__ = [
     "Level",
     "aggregate",
     "by_size",
-    "check_weights",
     "geometric_median",
     "mean",
     "norm_clipped",

@@ -18,6 +18,7 @@ Coefficients are constants: no derivative flows through them.
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,13 @@ class Evidence:
       gram: ⟨gᵢ, gⱼ⟩ `[T, T]`; from GRAM up. Rows and columns of invalid tasks are 0.
       task_ids: integers `[T]`, which task of a finite pool each one is, or None.
       key: random key of this step, or None.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from maml_jax.aggregation import Evidence
+      >>> evidence = Evidence(valid=jnp.array([True, True, False]))
+      >>> print(evidence.over_valid(jnp.ones(3), evidence.num_valid))
+      [0.5 0.5 0. ]
     """
 
     valid: jax.Array
@@ -130,9 +138,11 @@ class Aggregation:
 
 def sq_norms(task_grads: Any) -> jax.Array:
     """Computes ‖gᵢ‖² `[T]` of a tree of per-task gradients `[T, ...]`, in float32 or more."""
-    return sum(
-        jnp.square(_wide(g)).reshape(len(g), -1).sum(axis=1) for g in jax.tree.leaves(task_grads)
-    )
+
+    def squares(g):
+        return jnp.square(_wide(g)).reshape(len(g), -1).sum(axis=1)
+
+    return functools.reduce(jnp.add, [squares(g) for g in jax.tree.leaves(task_grads)])
 
 
 def gram(task_grads: Any) -> jax.Array:
@@ -142,7 +152,7 @@ def gram(task_grads: Any) -> jax.Array:
         rows = _wide(g).reshape(len(g), -1)
         return jnp.matmul(rows, rows.T, precision="highest")
 
-    return sum(products(g) for g in jax.tree.leaves(task_grads))
+    return functools.reduce(jnp.add, [products(g) for g in jax.tree.leaves(task_grads)])
 
 
 def contract(coefficients: jax.Array, task_grads: Any) -> Any:
@@ -212,6 +222,7 @@ def checked_coefficients(
       TypeError: if the coefficients are not of shape `[T]`, or come without the state.
     """
     evidence = jax.lax.stop_gradient(evidence)
+    assert aggregation.coefficients is not None  # Only FULL has none, see __post_init__.
     result = aggregation.coefficients(evidence, state)
     coefficients, state = _as_pair(aggregation, "coefficients", result)
     if jnp.shape(coefficients) != evidence.valid.shape:
