@@ -149,7 +149,7 @@ def _unroll(
     adapts: Adapts | None,
     differentiate: str,
     remat: bool,
-    view: Callable[[Params], Any] = lambda params: (),
+    view: Callable[[Params], Any] | None = None,
 ):
     """Runs the inner steps; returns the adapted parameters, `[K]` losses and `[K]` views."""
     adapting, fixed = split(rule.start(meta_params), adapts)
@@ -157,7 +157,7 @@ def _unroll(
 
     def step(carry, index):
         adapting, state = carry
-        seen = view(_join(adapting, fixed))
+        seen = None if view is None else view(_join(adapting, fixed))
         loss, grads = value_and_grad(adapting, fixed, support)
         if first_order:
             grads = jax.lax.stop_gradient(grads)
@@ -167,8 +167,9 @@ def _unroll(
     if remat:
         step = jax.checkpoint(step)
     carry = adapting, rule.init_state(meta_params, adapting)
-    unroll = num_steps if num_steps <= _UNROLLED_STEPS else 1
-    carry, (losses, views) = jax.lax.scan(step, carry, jnp.arange(num_steps), unroll=max(unroll, 1))
+    # A view makes each step larger and is for evaluation, where compiling takes longest.
+    unroll = view is None and 0 < num_steps <= _UNROLLED_STEPS
+    carry, (losses, views) = jax.lax.scan(step, carry, jnp.arange(num_steps), unroll=unroll)
     return _join(carry[0], fixed), losses, views
 
 

@@ -20,7 +20,7 @@ from maml_jax import checkpoints, cli, pictures, plots, runs, training
 from maml_jax.data.glyphs import draw_glyphs
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import PRESETS, Config
-from training_runs import compiled_once  # noqa: F401
+from training_runs import quick_compilation  # noqa: F401
 
 TRAIN = (
     "train glyphs-5way-1shot --image-size 12 --features 4 --meta-batch-size 2 --query-shot 2 "

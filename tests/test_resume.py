@@ -25,6 +25,7 @@ from training_runs import (
     at_step,
     bits,
     fresh,
+    quick_compilation,  # noqa: F401
     resumed,
     rows,
     train,

@@ -21,7 +21,7 @@ from maml_jax import checkpoints, runs, training
 from maml_jax.metrics_log import read_metrics
 from maml_jax.recipes import Config
 from maml_jax.run_folder import checked_settings, resume_command, write_config
-from training_runs import compiled_once  # noqa: F401
+from training_runs import quick_compilation  # noqa: F401
 
 PICTURES = ["learning_curve.png", "inner_steps.png", "adaptation.png"]
 CONFIG = Config(

@@ -28,6 +28,7 @@ from training_runs import (
     broken,
     evaluation_of,
     fresh,
+    quick_compilation,  # noqa: F401
     resumed,
     rows,
     train,

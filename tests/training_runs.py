@@ -110,12 +110,18 @@ def at_step(step, action):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Each run builds its functions anew; this lets JAX find what it has compiled before."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.values[name] for name in names}
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    for name, value in zip(names, (folder, 0.0), strict=True):
+def quick_compilation(tmp_path_factory):
+    """Compiles without most optimizations, and no program twice.
+
+    Each run builds its functions anew; the cache lets JAX find what it has compiled before.
+    """
+    wanted = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in wanted}
+    for name, value in wanted.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
     yield
