@@ -1,52 +1,22 @@
 """The command line: what it says, what it refuses, with which exit code.
 
-One small run on three writing systems of the glyphs is the subject of most tests.
+What the commands do is in test_runs.py, test_glyph_run.py and test_signals.py.
 """
 
 import dataclasses
-import functools
 import inspect
-import json
+import pathlib
 import shutil
-import sys
 import warnings
 
 import jax
-import numpy as np
 import pytest
-from PIL import Image
 
-from maml_jax import checkpoints, cli, pictures, plots, runs, training
-from maml_jax.data.glyphs import draw_glyphs
+from maml_jax import checkpoints, cli, runs, training
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import PRESETS, Config
-from training_runs import quick_compilation  # noqa: F401
 
-TRAIN = (
-    "train glyphs-5way-1shot --image-size 12 --features 4 --meta-batch-size 2 --query-shot 2 "
-    "--test-query-shot 2 --outer-steps 2 --steps-per-call 1 --validation-tasks 3 --test-tasks 3 "
-    "--test-inner-steps 1 --rotations --seed 1"
-)
 COMMANDS = ["train", "resume", "evaluate", "plot", "prepare", "presets"]
-
-
-@pytest.fixture(scope="module")
-def glyph_run(tmp_path_factory):
-    """The folder of a finished run, and what its training said."""
-    folder = tmp_path_factory.mktemp("glyphs")
-    run_dir = folder / "a [run]"  # Neither the space nor what looks like markup may be lost.
-    few = functools.partial(draw_glyphs, systems=("Hebrew", "Ogham", "Greek"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["maml_jax.data.glyphs"], "draw_glyphs", few)
-        patch.setenv("MAML_JAX_CACHE_DIR", str(folder / "cache"))
-        out = folder / "out.txt"
-        with open(out, "w") as written:
-            patch.setattr(sys, "stdout", written)
-            cli.main([*TRAIN.split(), "--run-dir", str(run_dir)])
-        patch.undo()
-        # The drawings are kept, so later commands need no patch.
-        patch.setenv("MAML_JAX_CACHE_DIR", str(folder / "cache"))
-        yield run_dir, out.read_text()
 
 
 def fails(words, code, capsys):
@@ -59,122 +29,94 @@ def fails(words, code, capsys):
     return said.err
 
 
-def test_training_says_what_came_out(glyph_run):
-    """Oracle: result.json and the log."""
-    run_dir, said = glyph_run
-    lines = said.splitlines()
-    result = json.loads((run_dir / "result.json").read_text())
-    assert lines[0].startswith(f"glyphs-5way-1shot in {run_dir}, on ")
-    (validation,) = [line for line in lines if "validation" in line]
-    assert validation.startswith("step      2: validation accuracy ")
-    assert validation.endswith(" after 1 inner step")
-    assert result["summary"] in lines
-    assert result["summary"].endswith(
-        "after 1 inner step (3 tasks, 5 support and 10 query examples, transductive, seed 1)"
-    )
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if "│" in line]
-    accuracy, half_width = result["test"]["mean"], result["test"]["half_widths"]["accuracy"][-1]
-    assert ["meta-learned", f"{accuracy:.2%}", f"± {half_width:.2%}"] in cells
-    baselines = ["nearest neighbour in pixels", "untrained"]
-    assert list(result["baselines"]) == baselines
-    for name in baselines:
-        assert [name, f"{result['baselines'][name]:.2%}", ""] in cells
-        assert 0.0 <= result["baselines"][name] <= 1.0
-    assert lines[-1].endswith(f"result.json and pictures are in {run_dir}")
-    assert "\x1b" not in said
-    assert "━" not in said.replace("┏", "").split("meta-test")[0]
-    for name in ("learning_curve.png", "inner_steps.png", "adaptation.png"):
-        assert (run_dir / name).stat().st_size < 200_000
-        Image.open(run_dir / name).verify()
+PROTOCOL = {"num_tasks": 1000, "num_steps": 10, "transductive": True}
 
 
-def test_flags_become_the_configuration(glyph_run):
-    """Oracle: the preset with the flags' values; booleans are --rotations, --no-rotations."""
-    assert runs.read_config(glyph_run[0]) == dataclasses.replace(
-        PRESETS["glyphs-5way-1shot"],
-        image_size=12,
-        features=4,
-        meta_batch_size=2,
-        query_shot=2,
-        test_query_shot=2,
-        outer_steps=2,
-        steps_per_call=1,
-        validation_tasks=3,
-        test_tasks=3,
-        test_inner_steps=1,
-        rotations=True,
-        seed=1,
-    )
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [
+        ([], {}),
+        (["--num-steps", "0"], {"num_steps": 0}),
+        (["--num-tasks=30", "--no-transductive"], {"num_tasks": 30, "transductive": False}),
+        (["--transductive"], {}),
+    ],
+)
+@pytest.mark.parametrize("flags_first", [True, False])
+def test_protocol_is_that_of_the_run_but_for_the_flags(
+    tmp_path, monkeypatch, capsys, flags, changes, flags_first
+):
+    """Oracle: the settings of the preset in config.json."""
+    runs.write_config(tmp_path, PRESETS["sinusoid-10shot-finn2017"])
+    asked = []
+
+    def evaluate_run(run_dir, **protocol):
+        asked.append((run_dir, protocol))
+        return "what came out"
+
+    monkeypatch.setattr(runs, "evaluate_run", evaluate_run)
+    run = [str(tmp_path)]
+    cli.main(["evaluate", *(flags + run if flags_first else run + flags)])
+    assert asked == [(tmp_path, {**PROTOCOL, **changes})]
+    assert capsys.readouterr().out == "what came out\n"
 
 
-def test_evaluate_by_another_protocol(glyph_run, capsys):
-    """Oracle: the result's means after 0 and 1 steps; `evaluate_run` for the other."""
-    run_dir, _ = glyph_run
-    result = json.loads((run_dir / "result.json").read_text())
-    cli.main(["evaluate", str(run_dir)])
-    assert capsys.readouterr().out == result["summary"] + "\n"
-    cli.main(["evaluate", "--num-steps", "0", str(run_dir)])
-    shown = f"{100 * result['test']['means']['accuracy'][0]:.2f}%"
-    said = capsys.readouterr().out
-    assert said.startswith(f"accuracy {shown} ± ")
-    assert " after 0 inner steps (3 tasks, " in said
-    cli.main(["evaluate", str(run_dir), "--num-tasks", "4", "--no-transductive"])
-    said = capsys.readouterr().out
-    assert said.endswith("(4 tasks, 5 support and 10 query examples, not transductive, seed 1)\n")
-    alone = runs.evaluate_run(run_dir, num_tasks=4, transductive=False)
-    assert said == f"{alone}\n"
+def test_not_transductive_run_is_evaluated_so(tmp_path, monkeypatch):
+    config = dataclasses.replace(PRESETS["sinusoid-10shot-finn2017"], transductive=False)
+    runs.write_config(tmp_path, config)
+    asked = []
+    monkeypatch.setattr(runs, "evaluate_run", lambda run_dir, **protocol: asked.append(protocol))
+    cli.main(["evaluate", str(tmp_path)])
+    cli.main(["evaluate", str(tmp_path), "--transductive"])
+    assert asked == [{**PROTOCOL, "transductive": False}, PROTOCOL]
 
 
-@pytest.mark.parametrize("transductive", [True, False])
-def test_picture_shows_what_is_evaluated(glyph_run, monkeypatch, tmp_path, transductive):
-    """Oracle: the accuracy on the three tasks that the picture shows."""
-    problem, progress = runs.load_run(glyph_run[0])
-    config = dataclasses.replace(problem.config, transductive=transductive)
-    problem = dataclasses.replace(problem, config=config)
-    drawn = {}
-    monkeypatch.setattr(plots, "image_adaptation", lambda path, tasks: drawn.update(tasks=tasks))
-    pictures._draw_images(tmp_path / "adaptation.png", problem, progress.best_params)
-    measured = problem.evaluate(progress.best_params, "test", num_tasks=3)
-    for index, moment in ((0, "before"), (-1, "after")):
-        right = [panel[moment].argmax(axis=1) == panel["query_labels"] for panel in drawn["tasks"]]
-        assert np.mean(right) == pytest.approx(measured.means["accuracy"][index], abs=1e-6)
+def test_plot_names_the_files(monkeypatch, capsys):
+    drawn = [pathlib.Path("run/learning_curve.png"), pathlib.Path("run/inner_steps.png")]
+    monkeypatch.setattr(runs, "plot_run", lambda run_dir: drawn if run_dir.name == "run" else [])
+    cli.main(["plot", "run"])
+    assert capsys.readouterr().out == "run/learning_curve.png\nrun/inner_steps.png\n"
 
 
-def test_plot_names_the_files(glyph_run, capsys):
-    run_dir, _ = glyph_run
-    cli.main(["plot", str(run_dir)])
-    names = ("learning_curve.png", "inner_steps.png", "adaptation.png")
-    assert capsys.readouterr().out.splitlines() == [str(run_dir / name) for name in names]
-
-
-def test_a_folder_with_a_run_is_refused_and_resume_evaluates_again(glyph_run, capsys):
-    run_dir, _ = glyph_run
-    before = json.loads((run_dir / "result.json").read_text())
-    said = fails([*TRAIN.split(), "--run-dir", run_dir], 1, capsys)
-    assert said == (
+def test_a_folder_with_a_run_is_refused(tmp_path, capsys):
+    """The command that is offered can be pasted, also if the name has a space."""
+    run_dir = tmp_path / "my [first] run"
+    runs.write_config(run_dir, PRESETS["sinusoid-10shot-finn2017"])
+    assert fails(["train", "sinusoid-10shot-finn2017", "--run-dir", run_dir], 1, capsys) == (
         f"error: {run_dir} holds a run already; go on with `maml-jax resume '{run_dir}'`, or name "
         "another folder with --run-dir.\n"
     )
-    cli.main(["resume", str(run_dir)])
-    assert capsys.readouterr().out.startswith("All 2 steps are done: evaluating again.\n")
-    assert json.loads((run_dir / "result.json").read_text()) == before
 
 
-def test_damaged_checkpoint_is_a_warning_without_our_source(glyph_run, tmp_path, capsys):
-    """It is said on standard error, once; the checkpoint before is used."""
-    run_dir = tmp_path / "damaged"
-    shutil.copytree(glyph_run[0], run_dir)
-    (problem, progress), saved = runs.load_run(run_dir), run_dir / "checkpoints"
-    settings = runs.checked_settings(problem.config)
-    checkpoints.save(saved, 3, progress, config=settings)
-    (saved / "00000003" / "manifest.json").write_text("{}")
+def test_without_run_dir_the_next_number_is_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "sinusoid-10shot-finn2017").mkdir(parents=True)
+    started = []
+
+    def start_run(config, run_dir, *, console):
+        started.append((config, str(run_dir)))
+        raise ValueError("enough.")
+
+    monkeypatch.setattr(runs, "start_run", start_run)
+    assert fails(["train", "sinusoid-10shot-finn2017"], 1, capsys) == "error: enough.\n"
+    assert fails(["train", "--way", "7"], 1, capsys) == "error: enough.\n"
+    assert started == [
+        (PRESETS["sinusoid-10shot-finn2017"], "runs/sinusoid-10shot-finn2017-2"),
+        (dataclasses.replace(PRESETS["glyphs-5way-1shot"], way=7), "runs/glyphs-5way-1shot"),
+    ]
+
+
+def test_a_warning_is_said_without_our_source(monkeypatch, capsys):
+    def plot_run(run_dir):
+        warnings.warn("Fell back to the checkpoint of step 2: a bit.", stacklevel=2)
+        return []
+
+    monkeypatch.setattr(runs, "plot_run", plot_run)
+    show = warnings.showwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        cli.main(["evaluate", str(run_dir), "--num-steps", "0"])
-    said = capsys.readouterr()
-    assert said.err.startswith("warning: Fell back to the checkpoint of step 2: ")
-    assert "checkpoints.py" not in said.err
-    assert said.out.startswith("accuracy ")
+        cli.main(["plot", "run"])
+    assert capsys.readouterr().err == "warning: Fell back to the checkpoint of step 2: a bit.\n"
+    assert warnings.showwarning is show
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"]])
@@ -314,12 +256,13 @@ def test_prepare_passes_on_what_it_is_told(capsys, monkeypatch):
 
 def test_compiled_programs_are_kept_where_only_the_user_can_write(tmp_path, monkeypatch, capsys):
     """Not where JAX was told another folder; without a folder, with a warning."""
-    name = "jax_compilation_cache_dir"
-    told = jax.config.values[name]
+    name, least = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: jax.config.values[name], least: jax.config.values[least]}
     monkeypatch.setenv("MAML_JAX_CACHE_DIR", str(tmp_path / "cache"))
     try:
+        jax.config.update(name, "told")
         cli.main(["presets"])
-        assert jax.config.values[name] == told
+        assert jax.config.values[name] == "told"
         jax.config.update(name, None)
         cli.main(["presets"])
         kept = tmp_path / "cache" / "compiled"
@@ -335,5 +278,5 @@ def test_compiled_programs_are_kept_where_only_the_user_can_write(tmp_path, monk
         assert "warning: compiled programs are not kept" in capsys.readouterr().err
         assert jax.config.values[name] is None
     finally:
-        jax.config.update(name, told)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for setting, value in before.items():
+            jax.config.update(setting, value)
