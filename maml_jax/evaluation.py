@@ -253,19 +253,23 @@ def _after_each_step(loss_fn, inner, params, task, num_steps, transductive):
 
 def _check_judged_alone(loss_fn, inner, params, task) -> None:
     """Refuses a loss whose value on a query example depends on the other ones."""
-    adapted, _ = inner.adapt(loss_fn, params, task.support)
     count = len(jax.tree.leaves(task.query.inputs)[0])
     if count < 2:
         return
-
-    def loss_of(part):
-        query = jax.tree.map(lambda leaf: leaf[part], task.query)
-        query = dataclasses.replace(query, reference=task.support)
-        return float(loss_and_metrics(loss_fn, adapted, query)[0])
-
     middle = count // 2
-    first, second = loss_of(slice(middle)), loss_of(slice(middle, None))
-    together = loss_of(slice(None))
+
+    @jax.jit  # Op by op, this takes longer than the evaluation.
+    def losses(params, task):
+        adapted, _ = inner.adapt(loss_fn, params, task.support)
+
+        def loss_of(part):
+            query = jax.tree.map(lambda leaf: leaf[part], task.query)
+            query = dataclasses.replace(query, reference=task.support)
+            return loss_and_metrics(loss_fn, adapted, query)[0]
+
+        return [loss_of(part) for part in (slice(middle), slice(middle, None), slice(None))]
+
+    first, second, together = map(float, losses(params, task))
     apart = (middle * first + (count - middle) * second) / count
     masked = task.query.mask is not None
     if not masked and abs(together - apart) > 1e-3 * max(abs(together), 1e-3):

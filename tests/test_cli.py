@@ -19,6 +19,17 @@ from maml_jax.recipes import PRESETS, Config
 COMMANDS = ["train", "resume", "evaluate", "plot", "prepare", "presets"]
 
 
+@pytest.fixture(autouse=True)
+def settings_as_before():
+    """`main` tells JAX where to keep compiled programs, for the whole process."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    jax.config.update("jax_compilation_cache_dir", "not used")
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 def fails(words, code, capsys):
     """Runs a command that must exit with a code; returns what it said on standard error."""
     with pytest.raises(SystemExit) as ended:
@@ -256,27 +267,21 @@ def test_prepare_passes_on_what_it_is_told(capsys, monkeypatch):
 
 def test_compiled_programs_are_kept_where_only_the_user_can_write(tmp_path, monkeypatch, capsys):
     """Not where JAX was told another folder; without a folder, with a warning."""
-    name, least = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
-    before = {name: jax.config.values[name], least: jax.config.values[least]}
-    monkeypatch.setenv("MAML_JAX_CACHE_DIR", str(tmp_path / "cache"))
-    try:
-        jax.config.update(name, "told")
+    name, folder = "jax_compilation_cache_dir", tmp_path / "cache"
+    monkeypatch.setenv("MAML_JAX_CACHE_DIR", str(folder))
+    cli.main(["presets"])
+    assert jax.config.values[name] == "not used"
+    assert not folder.exists()
+    jax.config.update(name, None)
+    cli.main(["presets"])
+    assert jax.config.values[name] == str(folder / "compiled")
+    assert (folder / "compiled").stat().st_mode & 0o777 == 0o700
+    jax.config.update(name, None)
+    shutil.rmtree(folder)
+    folder.write_text("a file in the way")
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
         cli.main(["presets"])
-        assert jax.config.values[name] == "told"
-        jax.config.update(name, None)
-        cli.main(["presets"])
-        kept = tmp_path / "cache" / "compiled"
-        assert jax.config.values[name] == str(kept)
-        assert kept.stat().st_mode & 0o777 == 0o700
-        jax.config.update(name, None)
-        shutil.rmtree(tmp_path / "cache")
-        (tmp_path / "cache").write_text("a file in the way")
-        capsys.readouterr()
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            cli.main(["presets"])
-        assert "warning: compiled programs are not kept" in capsys.readouterr().err
-        assert jax.config.values[name] is None
-    finally:
-        for setting, value in before.items():
-            jax.config.update(setting, value)
+    assert capsys.readouterr().err.startswith("warning: compiled programs are not kept for the")
+    assert jax.config.values[name] is None

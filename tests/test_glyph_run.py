@@ -5,12 +5,14 @@ import functools
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from maml_jax import cli, pictures, plots, runs
 from maml_jax.data.glyphs import draw_glyphs
+from maml_jax.losses import predict
 from maml_jax.recipes import PRESETS
 from training_runs import quick_compilation  # noqa: F401
 
@@ -88,30 +90,49 @@ def test_flags_become_the_configuration(glyph_run):
     )
 
 
-def test_evaluate_after_another_number_of_steps(glyph_run, capsys):
-    """Oracle: the first of the means, after no step, is the run's result."""
+def test_evaluate_says_the_result_again(glyph_run, capsys):
     run_dir, _ = glyph_run
+    cli.main(["evaluate", str(run_dir)])
     result = json.loads((run_dir / "result.json").read_text())
-    cli.main(["evaluate", "--num-steps", "1", str(run_dir)])
-    said = capsys.readouterr().out
-    assert said.endswith(
-        "% after 1 inner step (3 tasks, 5 support and 10 query examples, transductive, seed 1)\n"
-    )
-    evaluation = runs.evaluate_run(run_dir, num_steps=1)
-    assert said == f"{evaluation}\n"
-    assert evaluation.means["accuracy"][0] == result["test"]["mean"]
+    assert capsys.readouterr().out == result["summary"] + "\n"
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Draws the adaptation of a problem; returns what would be in the picture."""
+
+    def draw(problem, progress):
+        panels = []
+        monkeypatch.setattr(plots, "image_adaptation", lambda path, tasks: panels.extend(tasks))
+        pictures._draw_images(tmp_path / "adaptation.png", problem, progress.best_params)
+        return panels
+
+    return draw
+
+
+def test_picture_shows_what_is_evaluated(glyph_run, drawn):
+    """Oracle: the accuracy on the three test tasks, which the picture shows."""
+    problem, progress = runs.load_run(glyph_run[0])
+    result = json.loads((glyph_run[0] / "result.json").read_text())
+    panels = drawn(problem, progress)
+    for moment in ("before", "after"):  # The same, as there are no inner steps at test time.
+        right = [panel[moment].argmax(axis=1) == panel["query_labels"] for panel in panels]
+        assert np.mean(right) == pytest.approx(result["test"]["mean"], abs=1e-6)
 
 
 @pytest.mark.parametrize("transductive", [True, False])
-def test_picture_shows_what_is_evaluated(glyph_run, monkeypatch, tmp_path, transductive):
-    """Oracle: the accuracy on the three tasks that the picture shows."""
+def test_picture_judges_each_query_alone_if_the_protocol_does(glyph_run, drawn, transductive):
+    """Oracle: the model on a support set and a part of its queries only."""
     problem, progress = runs.load_run(glyph_run[0])
     config = dataclasses.replace(problem.config, transductive=transductive)
-    problem = dataclasses.replace(problem, config=config)
-    drawn = {}
-    monkeypatch.setattr(plots, "image_adaptation", lambda path, tasks: drawn.update(tasks=tasks))
-    pictures._draw_images(tmp_path / "adaptation.png", problem, progress.best_params)
-    measured = problem.evaluate(progress.best_params, "test", num_tasks=3)
-    for moment in ("before", "after"):  # The same, as there are no inner steps at test time.
-        right = [panel[moment].argmax(axis=1) == panel["query_labels"] for panel in drawn["tasks"]]
-        assert np.mean(right) == pytest.approx(measured.mean, abs=1e-6)
+    panel = drawn(dataclasses.replace(problem, config=config), progress)[0]
+
+    @jax.jit
+    def three_queries(support, query):
+        few = jax.tree.map(lambda leaf: leaf[:3], query)
+        few = dataclasses.replace(few, reference=support)
+        return jax.nn.softmax(predict(problem.apply_fn, progress.best_params, few))
+
+    task = problem.meta_test(jax.random.fold_in(problem.key("test"), 0))
+    alone = np.asarray(three_queries(task.support, task.query))
+    assert (np.abs(panel["after"][:3] - alone).max() < 1e-5) == (not transductive)
