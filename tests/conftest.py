@@ -31,3 +31,10 @@ def data_dir():
     if not folder.is_dir():
         pytest.skip("real data sets are not here: set MAML_JAX_DATA_DIR to a TFDS data folder")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Frees what a module compiled: the whole suite would hold gigabytes."""
+    yield
+    jax.clear_caches()

@@ -227,8 +227,9 @@ def test_raising_leaves_a_usable_checkpoint(tmp_path):
     step = next(s for s in range(14) if not np.isfinite(sampled[s].query.inputs).all())
     last = step // 3 * 3
     assert 0 < last < step, "the oracle needs steps before the broken one: choose another key"
+    never_due = dataclasses.replace(SCHEDULE, checkpoint_every=100)
     with pytest.raises(mj.NonFiniteTaskError, match=f"outer step {step}: ") as raised:
-        train(tmp_path / "raised", sampler=sampler)
+        train(tmp_path / "raised", sampler=sampler, schedule=never_due)
     assert raised.value.step == step
     progress = training.resume(tmp_path / "raised", fresh(), CONFIG)
     before = dataclasses.replace(SCHEDULE, num_steps=last)
