@@ -142,9 +142,12 @@ PRESETS: dict[str, Config] = {
         features=32,
         meta_batch_size=16,
         query_shot=5,
-        outer_steps=3000,
-        validate_every=500,
-        checkpoint_every=500,
+        outer_steps=1200,
+        outer_decay="cosine",
+        validate_every=400,
+        checkpoint_every=400,
+        validation_tasks=100,
+        test_tasks=600,
     ),
     "omniglot-5way-1shot-finn2017": dataclasses.replace(
         _OMNIGLOT, way=5, shot=1, reported="accuracy 98.7% ± 0.4%"
