@@ -1,6 +1,7 @@
 """Gradients of the support loss, and how they are differentiated once more."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +49,29 @@ def loss_and_metrics(loss_fn: LossFn, params: Params, examples: Examples):
     return loss, metrics
 
 
-def support_gradient(loss_fn: LossFn, join: Callable, differentiate: str) -> Callable:
+def join(ours: Any, theirs: Any) -> Any:
+    """Puts two parts of a tree together, each with None where the other has the leaf.
+
+    Args:
+      ours: one part.
+      theirs: the other, of the same structure.
+
+    Returns:
+      The whole tree.
+    """
+    return jax.tree.map(
+        lambda mine, other: other if mine is None else mine,
+        ours,
+        theirs,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def support_gradient(loss_fn: LossFn, differentiate: str) -> Callable:
     """Builds `(adapting, fixed, support) -> (loss, gradient in adapting)`.
 
     Args:
       loss_fn: loss of parameters on one set of examples.
-      join: `(adapting, fixed) -> params`, puts the parts of the parameters together.
       differentiate: "reverse", or "mixed", whose derivative is computed
         forward-over-reverse and keeps nothing but its arguments.
 
@@ -77,7 +95,7 @@ def _mixed(loss: Callable) -> Callable:
 
     @jax.custom_vjp
     def value_and_grad(adapting, smooth, discrete):
-        return jax.value_and_grad(lambda adapting: loss(adapting, *_combine(smooth, discrete)))(
+        return jax.value_and_grad(lambda adapting: loss(adapting, *join(smooth, discrete)))(
             adapting
         )
 
@@ -90,7 +108,7 @@ def _mixed(loss: Callable) -> Callable:
 
         def full_gradient(adapting):
             return jax.grad(
-                lambda adapting, smooth: loss(adapting, *_combine(smooth, discrete)),
+                lambda adapting, smooth: loss(adapting, *join(smooth, discrete)),
                 argnums=(0, 1),
             )(adapting, smooth)
 
@@ -111,15 +129,6 @@ def _separate(tree):
     smooth = jax.tree.map(lambda leaf: leaf if _is_smooth(leaf) else None, tree)
     discrete = jax.tree.map(lambda leaf: None if _is_smooth(leaf) else leaf, tree)
     return smooth, discrete
-
-
-def _combine(smooth, discrete):
-    return jax.tree.map(
-        lambda ours, theirs: theirs if ours is None else ours,
-        smooth,
-        discrete,
-        is_leaf=lambda leaf: leaf is None,
-    )
 
 
 def _is_smooth(leaf) -> bool:

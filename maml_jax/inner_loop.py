@@ -153,11 +153,11 @@ def _unroll(
 ):
     """Runs the inner steps; returns the adapted parameters, `[K]` losses and `[K]` views."""
     adapting, fixed = split(rule.start(meta_params), adapts)
-    value_and_grad = gradients.support_gradient(loss_fn, _join, differentiate)
+    value_and_grad = gradients.support_gradient(loss_fn, differentiate)
 
     def step(carry, index):
         adapting, state = carry
-        seen = None if view is None else view(_join(adapting, fixed))
+        seen = None if view is None else view(gradients.join(adapting, fixed))
         loss, grads = value_and_grad(adapting, fixed, support)
         if first_order:
             grads = jax.lax.stop_gradient(grads)
@@ -170,7 +170,7 @@ def _unroll(
     # A view makes each step larger and is for evaluation, where compiling takes longest.
     unroll = view is None and 0 < num_steps <= _UNROLLED_STEPS
     carry, (losses, views) = jax.lax.scan(step, carry, jnp.arange(num_steps), unroll=unroll)
-    return _join(carry[0], fixed), losses, views
+    return gradients.join(carry[0], fixed), losses, views
 
 
 def split(params: Params, adapts: Adapts | None) -> tuple[Params, Params]:
@@ -186,15 +186,6 @@ def split(params: Params, adapts: Adapts | None) -> tuple[Params, Params]:
     adapting = jax.tree.map(lambda leaf, yes: leaf if yes else None, params, keep)
     fixed = jax.tree.map(lambda leaf, yes: None if yes else leaf, params, keep)
     return adapting, fixed
-
-
-def _join(adapting: Params, fixed: Params) -> Params:
-    return jax.tree.map(
-        lambda ours, theirs: theirs if ours is None else ours,
-        adapting,
-        fixed,
-        is_leaf=lambda leaf: leaf is None,
-    )
 
 
 def support_loss_metric(support_losses: jax.Array) -> dict[str, jax.Array]:

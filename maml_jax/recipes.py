@@ -136,6 +136,19 @@ _OMNIGLOT = Config(
     source=_FINN + ", table 1",
 )
 
+_CIFAR = Config(
+    dataset="cifar_fs",
+    model="conv4_pool",
+    features=32,
+    inner_learning_rate=0.05,
+    inner_steps=5,
+    test_inner_steps=10,
+    meta_batch_size=4,
+    query_shot=15,
+    outer_steps=60_000,
+    clip=10.0,
+)
+
 PRESETS: dict[str, Config] = {
     "glyphs-5way-1shot": Config(
         dataset="glyphs",
@@ -177,44 +190,9 @@ PRESETS: dict[str, Config] = {
         meta_batch_size=16,
         reported="accuracy 98.9% ± 0.2%",
     ),
-    "cifarfs-5way-1shot": Config(
-        dataset="cifar_fs",
-        model="conv4_pool",
-        features=32,
-        inner_learning_rate=0.05,
-        inner_steps=5,
-        test_inner_steps=10,
-        meta_batch_size=4,
-        query_shot=15,
-        outer_steps=60_000,
-        clip=10.0,
-    ),
-    "cifarfs-5way-5shot": Config(
-        dataset="cifar_fs",
-        shot=5,
-        model="conv4_pool",
-        features=32,
-        inner_learning_rate=0.05,
-        inner_steps=5,
-        test_inner_steps=10,
-        meta_batch_size=4,
-        query_shot=15,
-        outer_steps=60_000,
-        clip=10.0,
-    ),
-    "fc100-5way-5shot": Config(
-        dataset="fc100",
-        shot=5,
-        model="conv4_pool",
-        features=32,
-        inner_learning_rate=0.05,
-        inner_steps=5,
-        test_inner_steps=10,
-        meta_batch_size=4,
-        query_shot=15,
-        outer_steps=60_000,
-        clip=10.0,
-    ),
+    "cifarfs-5way-1shot": _CIFAR,
+    "cifarfs-5way-5shot": dataclasses.replace(_CIFAR, shot=5),
+    "fc100-5way-5shot": dataclasses.replace(_CIFAR, dataset="fc100", shot=5),
     "sinusoid-10shot-finn2017": Config(
         dataset="sinusoid",
         shot=10,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from maml_jax.aggregation.ladder import contract
 from maml_jax.tasks import Params, Task
 
 TaskAxis = Literal["auto", "vmap", "scan"] | int
@@ -151,8 +152,7 @@ def contracted_gradient(
             task_loss, params, tasks, side_by_side=side_by_side
         )
         weights = coefficients(losses)
-        grads = jax.tree.map(lambda g: jnp.tensordot(weights.astype(g.dtype), g, 1), task_grads)
-        return losses, metrics, grads
+        return losses, metrics, contract(weights, task_grads)
     return _in_chunks(task_loss, params, tasks, coefficients(None), side_by_side)
 
 
