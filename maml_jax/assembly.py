@@ -7,18 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from maml_jax import data, losses, models
+from maml_jax import data, devices, losses
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop, MetaParams
-from maml_jax.learned_rates import lslr, meta_sgd
-from maml_jax.maml_family import anil, boil, fomaml, maml, reptile
+from maml_jax.network import assemble_network
 from maml_jax.outer_step import OuterStep, make_outer_step
 from maml_jax.recipes import Config
+from maml_jax.task_axis import is_large
 from maml_jax.tasks import Params, TaskSampler, meta_batch
-
-_SGD_LOOPS = {"maml": maml, "fomaml": fomaml, "anil": anil, "boil": boil, "reptile": reptile}
-_RATE_LOOPS = {"meta_sgd": meta_sgd, "lslr": lslr}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +70,25 @@ class Problem:
             **changes,
         }
         sampler = self.meta_validation if use == "validation" else self.meta_test
+        settings["mesh"] = self.outer.mesh
         result = evaluate(self.loss_fn, self.inner, params, sampler, self.key(use), **settings)
         return dataclasses.replace(result, seed=str(config.seed))
+
+
+def mesh_for(config: Config, params: Params, tasks: Any) -> Mesh | None:
+    """Chooses the devices that share the tasks: all, but small tasks stay on one CPU core.
+
+    Args:
+      config: what to train.
+      params: initial parameters.
+      tasks: a meta-batch, or its shapes.
+
+    Returns:
+      The mesh, or None for the default device.
+    """
+    if jax.default_backend() == "cpu" and not is_large(params, tasks):
+        return None
+    return devices.task_mesh(config.meta_batch_size)
 
 
 def assemble(config: Config) -> Problem:
@@ -98,28 +113,25 @@ def assemble(config: Config) -> Problem:
       (40, 1)
     """
     samplers = _samplers(config)
-    model = _model(config)
-    loss_of = losses.regression if config.is_regression else losses.classification
-    loss_fn = loss_of(model.apply)
-    inner = _inner(config)
+    network = assemble_network(config)
+    shapes = jax.eval_shape(lambda: meta_batch(samplers["meta_train"], jax.random.key(0), 1))
+    mesh = mesh_for(config, network.params, shapes)
     outer = make_outer_step(
-        loss_fn,
-        inner,
+        network.loss_fn,
+        network.inner,
         _optimizer(config),
         aggregation=config.aggregation,
+        mesh=mesh,
         on_nonfinite=config.on_nonfinite,
     )
-    root = jax.random.key(config.seed)
-    shapes = jax.eval_shape(samplers["meta_train"], root)
-    example = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:])), shapes.support.inputs)
     return Problem(
         config=config,
-        apply_fn=model.apply,
-        loss_fn=loss_fn,
-        inner=inner,
+        apply_fn=network.apply_fn,
+        loss_fn=network.loss_fn,
+        inner=network.inner,
         outer=outer,
-        params=jax.jit(model.init)(jax.random.fold_in(root, 0), example),
-        **samplers,
+        params=network.params,
+        **devices.replicate(samplers, mesh),
     )
 
 
@@ -180,29 +192,6 @@ _LOADERS: dict[str, Callable[[Config], data.Splits]] = {
     "fc100": lambda config: data.fc100(data_dir=config.data_dir),
     "image_folder": _image_folder,
 }
-
-
-def _model(config: Config) -> Any:
-    if config.is_regression != (config.model == "mlp"):
-        raise ValueError(
-            "model mlp is for the sinusoid, and the others for images, got model "
-            f"{config.model!r} with dataset {config.dataset!r}."
-        )
-    if config.model == "mlp":
-        return models.Mlp(features=(config.features, config.features, 1))
-    if config.model == "resnet12":
-        return models.ResNet12(num_classes=config.way)
-    return models.Conv4(
-        num_classes=config.way, features=config.features, pooling=config.model == "conv4_pool"
-    )
-
-
-def _inner(config: Config) -> InnerLoop:
-    if config.inner in _RATE_LOOPS:
-        return _RATE_LOOPS[config.inner](
-            config.inner_steps, learning_rate=config.inner_learning_rate
-        )
-    return _SGD_LOOPS[config.inner](optax.sgd(config.inner_learning_rate), config.inner_steps)
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:

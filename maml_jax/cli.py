@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, NoReturn, get_args
 import jax
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from maml_jax import data, runs
+from maml_jax import bench, data, reporting, runs
 from maml_jax.checkpoints import CheckpointError
 from maml_jax.checks import nearest
 from maml_jax.data._folders import cache_folder
+from maml_jax.devices import use_cpu_cores
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import DEFAULT_PRESET, PRESETS, Config
 from maml_jax.run_folder import resume_command
@@ -35,6 +35,7 @@ _USAGE = """maml-jax: gradient-based meta-learning in JAX
   maml-jax prepare DATASET          fetch {datasets};
                                     needs: pip install "maml-jax[prepare]"
   maml-jax presets                  list what can be trained
+  maml-jax bench [PRESET] [flags]   how fast it is here, and with what setting
 
 RUN is the folder of a run. `maml-jax COMMAND --help` tells more.
 """
@@ -70,6 +71,7 @@ def _run(command: Callable[[list[str]], None], words: list[str]) -> None:
     """Runs one command; turns what can go wrong into a message and an exit code."""
     try:
         _use_compilation_cache()
+        use_cpu_cores()
         command(words)
     except TrainingStopped as stop:
         sys.exit(stop.exit_code)
@@ -84,11 +86,7 @@ def _run(command: Callable[[list[str]], None], words: list[str]) -> None:
 
 
 def _train(words: list[str]) -> None:
-    named = bool(words) and not words[0].startswith("-")
-    name = words[0] if named else DEFAULT_PRESET
-    if name not in PRESETS:
-        message = f"there is no preset {name!r}; `maml-jax presets` lists them"
-        _fail(message + nearest(name, PRESETS), code=_WRONG_USAGE)
+    name, rest = _preset_first(words)
     hint = f"(default: runs/{name}, or the next number)"
     folder = tyro.conf.arg(metavar="FOLDER", help_behavior_hint=hint)
 
@@ -106,9 +104,10 @@ def _train(words: list[str]) -> None:
         """
         return config, run_dir or runs.new_run_dir(name)
 
-    config, run_dir = _parse(train, words[named:], f"train {name}" if named else "train")
+    config, run_dir = _parse(train, rest, f"train {name}" if rest != words else "train")
     console = Console()
-    _say(console, f"{name} in {run_dir}, on {jax.devices()[0].device_kind}")
+    devices = jax.local_devices()
+    _say(console, f"{name} in {run_dir}, on {len(devices)} x {devices[0].device_kind}")
     _report(console, run_dir, lambda: runs.start_run(config, run_dir, console=console))
 
 
@@ -139,16 +138,7 @@ def _report(console: Console, run_dir: pathlib.Path, train: Callable[[], dict[st
         if (run_dir / "config.json").exists():
             _say(console, f"Go on with:\n  {resume_command(run_dir)}")
         raise
-    test = result["test"]
-    table = Table(title=f"meta-test, {test['num_tasks']:,} tasks", title_justify="left")
-    for column in ("", test["metric"], "95% interval"):
-        table.add_column(column)
-    show = "{:.2%}".format if test["metric"] == "accuracy" else "{:.4f}".format
-    half_width = test["half_widths"][test["metric"]][-1]
-    table.add_row("meta-learned", show(test["mean"]), "± " + show(half_width))
-    for name, value in result["baselines"].items():
-        table.add_row(name, show(value), "")
-    console.print(table)
+    console.print(reporting.result_table(result))
     _say(console, result["summary"])
     if result["reported"]:
         _say(console, f"reported by the source: {result['reported']}")
@@ -236,6 +226,32 @@ def _presets(words: list[str]) -> None:
     print("Inner rates are for the mean loss over the support set; steps in training / at test.")
 
 
+def _bench(words: list[str]) -> None:
+    name, words = _preset_first(words)
+
+    def measure(config: Config = PRESETS[name], *, budget: float = 60.0) -> tuple[Config, float]:
+        """Measures outer steps of a preset on noise: where, and how, tasks run fastest.
+
+        Args:
+          config: the settings, of which the preset gives the defaults.
+          budget: seconds after which no further setting is begun.
+        """
+        return config, budget
+
+    config, budget = _parse(measure, words, f"bench {name}")
+    reporting.report_bench(Console(), name, bench.measure(config, budget=budget))
+
+
+def _preset_first(words: list[str]) -> tuple[str, list[str]]:
+    """Takes the preset's name off the words, if they begin with one."""
+    named = bool(words) and not words[0].startswith("-")
+    name = words[0] if named else DEFAULT_PRESET
+    if name not in PRESETS:
+        message = f"there is no preset {name!r}; `maml-jax presets` lists them"
+        _fail(message + nearest(name, PRESETS), code=_WRONG_USAGE)
+    return name, words[named:]
+
+
 def _parse(function: Callable[..., Any], words: list[str], command: str) -> Any:
     """Reads the words after a command as the function's arguments, and calls it."""
     prog = f"maml-jax {command}"
@@ -279,4 +295,5 @@ _COMMANDS = {
     "plot": _plot,
     "prepare": _prepare,
     "presets": _presets,
+    "bench": _bench,
 }

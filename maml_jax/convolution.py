@@ -10,14 +10,14 @@ inputs, `h` and `w` those of the kernel, `I` and `O` the numbers of input and ou
 channels.
 """
 
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from maml_jax import bilinear
 
 _CHANNELS_LAST = {3: ("NWC", "WIO", "NWC"), 4: ("NHWC", "HWIO", "NHWC")}
 
@@ -40,23 +40,23 @@ def convolution(
 ) -> jax.Array:
     """Convolves as one matrix product; a drop-in for `lax.conv_general_dilated`.
 
-    `y[n, p, o] = sum_{k, i} x[n, stride * p + k, i] W[k, i, o]`, for positions p of the
-    output and k of the kernel: the `h * w` shifted slices of the padded inputs are
+    `y[n, p, o] = sum_{k, i} x[n, stride * p + dilation * k, i] W[k, i, o]`, for positions p
+    of the output and k of the kernel: the `h * w` shifted slices of the padded inputs are
     concatenated on the channels, and one product with the kernel, reshaped to
-    `[h * w * I, O]`, does the rest. A kernel of 1 with stride 1 needs no slices.
+    `[h * w * I, O]`, does the rest. It and all its derivatives are in `maml_jax.bilinear`.
 
     The arguments are those of `lax.conv_general_dilated`, positions included, so that
     flax takes it as it is: `nn.Conv(..., conv_general_dilated=convolution)`.
 
     Written as a product: one and two spatial dimensions, channels last
-    ("NWC"/"WIO", "NHWC"/"HWIO", which is what flax uses), any stride and padding. Dilation,
-    groups, other layouts, other ranks, mixed dtypes and empty outputs go to
-    `lax.conv_general_dilated` as they are: the same values, without the speed, and its
-    error messages.
+    ("NWC"/"WIO", "NHWC"/"HWIO", which is what flax uses), any stride and padding, dilated
+    kernels, groups of channels. Dilated inputs, groups of the batch, other layouts, other
+    ranks, mixed dtypes and empty outputs go to `lax.conv_general_dilated` as they are: the
+    same values, without the speed, and its error messages.
 
-    Differentiable to any order in both arrays, forwards and backwards. The slices are
-    `h * w / (stride_h * stride_w)` times as large as the inputs, and are kept for the
-    backward pass.
+    Differentiable to any order in both arrays, forwards and backwards. What is kept for a
+    backward pass is inputs and kernel, not the slices, which are `h * w / (stride_h *
+    stride_w)` times as large as the inputs.
 
     Args:
       lhs: inputs x, `[N, H, W, I]` or `[N, W, I]`.
@@ -65,13 +65,15 @@ def convolution(
       padding: "SAME", "VALID", "SAME_LOWER", or (before, after) for each spatial
         dimension, in pixels; negative crops; static.
       lhs_dilation: as in `lax.conv_general_dilated`; not 1 falls back to it.
-      rhs_dilation: as in `lax.conv_general_dilated`; not 1 falls back to it.
+      rhs_dilation: distance of two entries of the kernel in each spatial dimension, at
+        least 1; None means 1; static.
       dimension_numbers: layouts, as in `lax.conv_general_dilated`. None means its
         default, channels first, which falls back to it.
-      feature_group_count: as in `lax.conv_general_dilated`; not 1 falls back to it.
+      feature_group_count: number of groups of channels, each with kernels of its own, as in
+        `lax.conv_general_dilated`; static.
       batch_group_count: as in `lax.conv_general_dilated`; not 1 falls back to it.
-      precision: precision of the product, as in `lax.dot_general`.
-      preferred_element_type: dtype of accumulation and result; None means that of `lhs`.
+      precision: precision of the product, as in `lax.dot_general`; a pair falls back.
+      preferred_element_type: dtype of the result; another than that of `lhs` falls back.
       **options: further arguments of `lax.conv_general_dilated`, such as
         `out_sharding`; a value other than None falls back to it.
 
@@ -87,29 +89,25 @@ def convolution(
       >>> y.shape
       (5, 14, 14, 8)
     """
-    dilations_and_groups = (
-        *(lhs_dilation or ()),
-        *(rhs_dilation or ()),
-        feature_group_count,
-        batch_group_count,
+    plain = (
+        all(d == 1 for d in lhs_dilation or ())
+        and batch_group_count == 1
+        and preferred_element_type in (None, lhs.dtype)
+        and not isinstance(precision, tuple | list)
+        and all(value is None for value in options.values())
     )
-    plain = all(d == 1 for d in dilations_and_groups) and all(v is None for v in options.values())
-    if plain and _is_channels_last(lhs, rhs, dimension_numbers):
-        pads = _explicit_pads(lhs, rhs, window_strides, padding)
-        sizes = _output_sizes(lhs, rhs, window_strides, pads)
-        if min(sizes) > 0:
-            patches = _patches(lhs, rhs.shape[:-2], window_strides, pads, sizes)
-            # Measured on 2 shared, busy cores, float32, ms per task of a second-order MAML gradient
-            # (Conv4 on 28x28x1, 5-way, 1 shot, 75 queries): flat matrices 68, contracting
-            # [N, H', W', h * w * I] 88, in one noisy run. `jax.checkpoint` around this, which would
-            # not keep the patches: 64 against 66, ratio 1.00 round by round, so it is left out.
-            product = jnp.matmul(
-                patches.reshape(-1, patches.shape[-1]),
-                rhs.reshape(-1, rhs.shape[-1]),
-                precision=precision,
-                preferred_element_type=preferred_element_type,
-            )
-            return product.reshape(*patches.shape[:-1], rhs.shape[-1])
+    if plain and _is_channels_last(lhs, rhs, dimension_numbers, feature_group_count):
+        dilation = tuple(rhs_dilation or (1,) * (rhs.ndim - 2))
+        geometry = bilinear.Geometry(
+            inputs=lhs.shape[1:-1],
+            window=rhs.shape[:-2],
+            strides=tuple(window_strides),
+            pads=_explicit_pads(lhs, rhs, window_strides, padding, dilation),
+            dilation=dilation,
+            precision=precision,
+        )
+        if min(geometry.outputs) > 0:
+            return _grouped(lhs, rhs, geometry, feature_group_count)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -126,7 +124,7 @@ def convolution(
     )
 
 
-def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) -> bool:
+def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, groups: int) -> bool:
     """Whether both arrays are channels last, in one or two dimensions, and agree."""
     layout = _CHANNELS_LAST.get(lhs.ndim)
     if layout is None or rhs.ndim != lhs.ndim or dimension_numbers is None:
@@ -135,44 +133,44 @@ def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any) ->
     wanted = lax.conv_dimension_numbers(lhs.shape, rhs.shape, layout)
     # flax passes tuples, but a caller's ConvDimensionNumbers comes back as it is.
     same = all(tuple(a) == tuple(b) for a, b in zip(given, wanted, strict=True))
-    return same and lhs.dtype == rhs.dtype and lhs.shape[-1] == rhs.shape[-2]
+    channels = lhs.shape[-1] == groups * rhs.shape[-2] and rhs.shape[-1] % groups == 0
+    return same and lhs.dtype == rhs.dtype and channels
 
 
 def _explicit_pads(
-    lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], padding: str | _Pads
-) -> _Pads:
-    if isinstance(padding, str):
-        return lax.padtype_to_pads(lhs.shape[1:-1], rhs.shape[:-2], strides, padding)
-    return padding
-
-
-def _output_sizes(
-    lhs: jax.Array, rhs: jax.Array, strides: Sequence[int], pads: _Pads
-) -> tuple[int, ...]:
-    """Sizes of the output's spatial dimensions; not above 0 where nothing fits."""
-    dimensions = zip(lhs.shape[1:-1], rhs.shape[:-2], strides, pads, strict=True)
-    return tuple((n + sum(pad) - k) // stride + 1 for n, k, stride, pad in dimensions)
-
-
-def _patches(
     lhs: jax.Array,
-    window: tuple[int, ...],
+    rhs: jax.Array,
     strides: Sequence[int],
-    pads: _Pads,
-    sizes: tuple[int, ...],
-) -> jax.Array:
-    """Concatenates the shifted slices that a window sees, `[N, H', W', h * w * I]`."""
-    channels = lhs.shape[-1]
-    zero = jnp.zeros((), lhs.dtype)
-    padded = lax.pad(lhs, zero, ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
-    if math.prod(window) == 1 and all(stride == 1 for stride in strides):
-        return padded
-    slices = []
-    for start in itertools.product(*map(range, window)):
-        stop = (
-            a + stride * (n - 1) + 1 for a, n, stride in zip(start, sizes, strides, strict=True)
-        )
-        slices.append(
-            lax.slice(padded, (0, *start, 0), (lhs.shape[0], *stop, channels), (1, *strides, 1))
-        )
-    return lax.concatenate(slices, lhs.ndim - 1)
+    padding: str | _Pads,
+    dilation: Sequence[int],
+) -> tuple[tuple[int, int], ...]:
+    if isinstance(padding, str):
+        window = [d * (k - 1) + 1 for d, k in zip(dilation, rhs.shape[:-2], strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
+    return tuple((int(before), int(after)) for before, after in padding)
+
+
+def _grouped(lhs: jax.Array, rhs: jax.Array, geometry: bilinear.Geometry, groups: int) -> jax.Array:
+    """Convolves each group of channels with its own kernels, as products side by side."""
+    lhs, rhs = _varying_alike(lhs, rhs)
+    if groups == 1:
+        return bilinear.conv(lhs[None], rhs[None], geometry=geometry)[0]
+    lhs = lhs.reshape(*lhs.shape[:-1], groups, -1)
+    rhs = rhs.reshape(*rhs.shape[:-1], groups, -1)
+    own = (jnp.moveaxis(lhs, -2, 0), jnp.moveaxis(rhs, -2, 0))
+    out = jnp.moveaxis(bilinear.conv(*own, geometry=geometry), 0, -2)
+    return out.reshape(*out.shape[:-2], -1)
+
+
+def _varying_alike(lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Inside `jax.shard_map`, says of both arrays that they vary where either does."""
+    over = [_varying(array) for array in (lhs, rhs)]
+    missing = [tuple((over[0] | over[1]) - axes) for axes in over]
+    lhs = lax.pcast(lhs, missing[0], to="varying") if missing[0] else lhs
+    rhs = lax.pcast(rhs, missing[1], to="varying") if missing[1] else rhs
+    return lhs, rhs
+
+
+def _varying(array: jax.Array) -> frozenset:
+    kind: Any = jax.typeof(array)
+    return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # The latter from JAX 0.12.

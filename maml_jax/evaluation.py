@@ -11,13 +11,14 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from maml_jax import checks
+from maml_jax import checks, devices
 from maml_jax.gradients import loss_and_metrics
 from maml_jax.inner_checks import check_count
 from maml_jax.inner_loop import InnerLoop, MetaParams
 from maml_jax.losses import LossFn
-from maml_jax.task_axis import TaskAxis, check_task_axis, map_tasks, tasks_side_by_side
+from maml_jax.task_axis import TaskAxis, check_task_axis, layout_of, map_tasks
 from maml_jax.tasks import TaskSampler, as_key, meta_batch
 
 _NORMAL_95 = 1.959964  # Two-sided 95% quantile; the number of tasks is large.
@@ -110,6 +111,7 @@ def evaluate(
     num_steps: int | None = None,
     transductive: bool = True,
     task_axis: TaskAxis = "auto",
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """Adapts to many tasks and averages what is measured on their query sets.
 
@@ -127,6 +129,7 @@ def evaluate(
         False: with the statistics of the support set, so that each is judged alone;
         `loss_fn` must then use `examples.reference`, as those of `maml_jax.losses` do.
       task_axis: as in `make_outer_step`; at most 100 tasks run side by side.
+      mesh: devices that share the tasks, as in `make_outer_step`; of any number of tasks.
 
     Returns:
       An `Evaluation`: means and 95% intervals after 0, 1, …, `num_steps` inner steps.
@@ -153,13 +156,16 @@ def evaluate(
     """
     check_count("num_tasks", num_tasks, at_least=2)
     check_task_axis(task_axis)
+    devices.check_mesh(mesh)
     if num_steps is not None:
         check_count("num_steps", num_steps)
     key = as_key(key)
     sampler = checks.as_sampler(sampler)
-    shapes = jax.eval_shape(lambda: meta_batch(sampler, key, num_tasks))
+    shared = num_tasks if mesh is None else -(-num_tasks // mesh.size) * mesh.size
+    shapes = jax.eval_shape(lambda: meta_batch(sampler, key, shared))
     checks.check_meta_batch(shapes)
-    side_by_side = min(tasks_side_by_side(task_axis, params, shapes), _SIDE_BY_SIDE)
+    layout = layout_of(task_axis, params, shapes, mesh=mesh)
+    layout = dataclasses.replace(layout, side_by_side=min(layout.side_by_side, _SIDE_BY_SIDE))
     if not transductive:
         _check_judged_alone(loss_fn, inner, params, sampler(jax.random.fold_in(key, 0)))
     per_task = _measure(
@@ -168,12 +174,12 @@ def evaluate(
         key,
         loss_fn=loss_fn,
         inner=inner,
-        num_tasks=num_tasks,
+        num_tasks=shared,
         num_steps=num_steps,
         transductive=transductive,
-        side_by_side=side_by_side,
+        layout=layout,
     )
-    values = {name: np.asarray(v, np.float64) for name, v in per_task.items()}
+    values = {name: np.asarray(v, np.float64)[:num_tasks] for name, v in per_task.items()}
     _warn_nonfinite(values["loss"])
     last = len(values["loss"][0]) - 1
     data = jax.random.key_data(key).tolist()
@@ -214,19 +220,18 @@ def _half_widths(values: np.ndarray) -> tuple[float, ...]:
         "num_tasks",
         "num_steps",
         "transductive",
-        "side_by_side",
+        "layout",
     ),
 )
-def _measure(
-    sampler, params, key, *, loss_fn, inner, num_tasks, num_steps, transductive, side_by_side
-):
+def _measure(sampler, params, key, *, loss_fn, inner, num_tasks, num_steps, transductive, layout):
     """Gives of each metric the values `[tasks, inner steps + 1]`."""
 
-    def one(index):
+    def one(shared, index):
+        sampler, params, key = shared
         task = sampler(jax.random.fold_in(key, index))
         return _after_each_step(loss_fn, inner, params, task, num_steps, transductive)
 
-    return map_tasks(one, jnp.arange(num_tasks), side_by_side)
+    return map_tasks(one, (sampler, params, key), jnp.arange(num_tasks), layout)
 
 
 def _after_each_step(loss_fn, inner, params, task, num_steps, transductive):

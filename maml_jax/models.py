@@ -160,6 +160,7 @@ class Conv4(nn.Module):
         gradient goes to one of them at ties. `lambda a, b: (a + b) / 2` is smooth.
       dtype: dtype of the activations, such as `jnp.bfloat16`; parameters, statistics and
         logits keep theirs. None promotes inputs and parameters.
+      conv_general_dilated: the convolution, with the arguments of that of `jax.lax`.
 
     Raises:
       ValueError: if the images are not floats `[N, H, W, C]`, with pooling below 16 pixels, or
@@ -178,6 +179,7 @@ class Conv4(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     pool: Callable[[jax.Array, jax.Array], jax.Array] = _larger
     dtype: Any = None
+    conv_general_dilated: Callable[..., jax.Array] = convolution
 
     @classmethod
     def omniglot(cls, num_classes: int) -> "Conv4":
@@ -196,7 +198,8 @@ class Conv4(nn.Module):
         check_width(x, self.variables, "block_0/conv")
         stride = 1 if self.pooling else 2
         for i in range(4):
-            block = _ConvNorm(self.features, 3, stride, self.dtype, name=f"block_{i}")
+            layer = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
+            block = _ConvNorm(self.features, 3, stride, name=f"block_{i}", **layer)
             x = self.activation(block(x, mask))
             x = _pool(x, self.pool) if self.pooling else x
         return _dense(self.num_classes)(x.reshape(len(x), -1) if self.pooling else x.mean((1, 2)))
@@ -253,13 +256,15 @@ class _ConvNorm(nn.Module):
     kernel_size: int
     stride: int
     dtype: Any
+    conv_general_dilated: Callable[..., jax.Array] = convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         shape = (self.features, (self.kernel_size, self.kernel_size), self.stride)
         dtypes = {"dtype": self.dtype, "param_dtype": jnp.result_type(float)}
-        options = {"use_bias": False, "conv_general_dilated": convolution, "name": "conv"}
-        return BatchStatisticsNorm(name="norm")(nn.Conv(*shape, **dtypes, **options)(x), mask)
+        how = {"use_bias": False, "conv_general_dilated": self.conv_general_dilated}
+        layer = nn.Conv(*shape, **dtypes, **how, name="conv")
+        return BatchStatisticsNorm(name="norm")(layer(x), mask)
 
 
 class _ResidualBlock(nn.Module):

@@ -11,7 +11,7 @@ from jax.experimental import checkify
 
 from maml_jax.inner_loop import InnerLoop, task_loss
 from maml_jax.losses import LossFn
-from maml_jax.task_axis import map_tasks
+from maml_jax.task_axis import Layout, map_tasks
 from maml_jax.tasks import Params, Task
 
 Explain = Callable[[Params, Task], tuple[list[int], str]]
@@ -67,7 +67,7 @@ def make_explain(inner: InnerLoop, loss_fn: LossFn) -> Explain:
 
     @jax.jit
     def per_task(params, tasks):
-        return map_tasks(lambda task: one(params, task), tasks, 1)
+        return map_tasks(one, params, tasks, Layout(side_by_side=1))
 
     def explain(params, tasks):
         losses, metrics, norms = jax.device_get(per_task(params, tasks))

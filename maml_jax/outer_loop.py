@@ -3,11 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 
-from maml_jax import checks
+from maml_jax import checks, devices
 from maml_jax.inner_checks import check_count
 from maml_jax.outer_step import OuterState, OuterStep, raise_if_nonfinite
-from maml_jax.tasks import TaskSampler, as_key, meta_batch
+from maml_jax.tasks import TaskSampler, as_key, draw
 
 
 def run_outer_steps(
@@ -79,15 +80,19 @@ def run_outer_steps(
 @functools.partial(jax.jit, static_argnames=("outer", "num_steps", "meta_batch_size"))
 def _scanned_steps(sampler, state, key, *, outer, num_steps, meta_batch_size):
     def step(state, _):
-        return outer.update(state, _sampled(sampler, state, key, meta_batch_size))
+        tasks = _sampled(sampler, state, key, meta_batch_size, outer.mesh)
+        return outer.update(state, tasks)
 
     return jax.lax.scan(step, state, length=num_steps)
 
 
 @functools.partial(jax.jit, static_argnames="meta_batch_size")
 def _tasks_of_step(sampler, state, key, *, meta_batch_size):
-    return _sampled(sampler, state, key, meta_batch_size)
+    return _sampled(sampler, state, key, meta_batch_size, None)
 
 
-def _sampled(sampler, state, key, meta_batch_size):
-    return meta_batch(sampler, jax.random.fold_in(key, state.step), meta_batch_size)
+def _sampled(sampler, state, key, meta_batch_size, mesh):
+    """Each device draws its own tasks, which are the same on any number of devices."""
+    key = jax.random.fold_in(key, state.step)
+    own = devices.on_devices(lambda shared, indices: draw(*shared, indices), mesh)
+    return own((sampler, key), jnp.arange(meta_batch_size))

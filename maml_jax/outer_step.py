@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from maml_jax import checks
+from maml_jax import checks, devices
 from maml_jax.aggregation import Aggregation, resolve
 from maml_jax.aggregation.resolve import check_weights, valid_tasks
 from maml_jax.inner_loop import InnerLoop, MetaParams, task_loss
 from maml_jax.losses import LossFn
 from maml_jax.nonfinite import Explain, NonFiniteTaskError, make_explain
 from maml_jax.reduction import Reduced, reduce_meta_batch
-from maml_jax.task_axis import TaskAxis, check_task_axis, num_tasks_of, tasks_side_by_side
+from maml_jax.task_axis import TaskAxis, check_task_axis, layout_of, num_tasks_of
 from maml_jax.tasks import Params
 
 ON_NONFINITE = ("raise", "skip", "propagate")
@@ -55,6 +56,7 @@ class OuterStep(NamedTuple):
       gradient: `(state, tasks, *, weights=None, mask=None) -> (grads, metrics)`: the
         aggregated meta-gradient, no update.
       explain: `(params, tasks) -> (task indices, sentence)`: which tasks are not finite.
+      mesh: the devices that share the tasks; None is the default device.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -72,6 +74,7 @@ class OuterStep(NamedTuple):
     update: Callable[..., tuple[OuterState, dict[str, jax.Array]]]
     gradient: Callable[..., tuple[MetaParams, dict[str, jax.Array]]]
     explain: Explain
+    mesh: Mesh | None
 
 
 def make_outer_step(
@@ -81,6 +84,7 @@ def make_outer_step(
     *,
     aggregation: str | Aggregation = "mean",
     task_axis: TaskAxis = "auto",
+    mesh: Mesh | None = None,
     on_nonfinite: str = "raise",
 ) -> OuterStep:
     """Builds the compiled outer step.
@@ -107,6 +111,8 @@ def make_outer_step(
       task_axis: "vmap" runs all tasks side by side, "scan" one after the other, a number
         so many at a time. "auto" runs all of them, but large tasks on a CPU one at a time.
         It changes speed and memory, never the result.
+      mesh: devices that share the tasks, with one axis "tasks"; T is a multiple of their
+        number. None is the default device.
       on_nonfinite: what to do with a task whose loss or gradient is not finite. "raise":
         no update, and `NonFiniteTaskError`; inside compiled code, where nothing can be
         raised, the state stays as it is and `n_nonfinite` tells. It waits for each step's
@@ -114,7 +120,7 @@ def make_outer_step(
         compute on.
 
     Returns:
-      `OuterStep(init, update, gradient, explain)`.
+      `OuterStep(init, update, gradient, explain, mesh)`.
 
     Raises:
       TypeError: if an argument is of the wrong kind.
@@ -138,6 +144,7 @@ def make_outer_step(
       (1, 4)
     """
     _check_arguments(loss_fn, inner, optimizer, task_axis, on_nonfinite)
+    devices.check_mesh(mesh)
     rule = resolve(aggregation)
     optimizer = optax.with_extra_args_support(optimizer)
     explain = make_explain(inner, loss_fn)
@@ -145,12 +152,13 @@ def make_outer_step(
     def init(params):
         checks.check_params(params)
         meta_params = inner.init(jax.tree.map(jnp.asarray, params))
-        return OuterState(
+        state = OuterState(
             params=meta_params,
             opt_state=optimizer.init(meta_params),
             aggregation_state=rule.init(),
             step=jnp.zeros((), jnp.int32),
         )
+        return devices.replicate(state, mesh)
 
     def reduce(state, tasks, weights, mask):
         checks.check_meta_batch(tasks)
@@ -164,7 +172,7 @@ def make_outer_step(
             state=state.aggregation_state,
             valid=None if plain else valid_tasks(num_tasks_of(tasks), weights=weights, mask=mask),
             weights=weights,
-            side_by_side=tasks_side_by_side(task_axis, state.params, tasks),
+            layout=layout_of(task_axis, state.params, tasks, mesh=mesh),
             skip_nonfinite=on_nonfinite == "skip",
         )
 
@@ -201,7 +209,7 @@ def make_outer_step(
         raise_if_asked(state, tasks, reduced.metrics)
         return reduced.grads, reduced.metrics
 
-    return OuterStep(init, update, gradient, explain)
+    return OuterStep(init, update, gradient, explain, mesh)
 
 
 def raise_if_nonfinite(

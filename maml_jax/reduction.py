@@ -20,7 +20,7 @@ import optax
 from maml_jax.aggregation import ladder
 from maml_jax.aggregation.ladder import Aggregation, Evidence, Level, State
 from maml_jax.nonfinite import finite_losses
-from maml_jax.task_axis import contracted_gradient, num_tasks_of, task_gradients
+from maml_jax.task_axis import Layout, contracted_gradient, num_tasks_of, task_gradients
 from maml_jax.tasks import Examples, Params, Task
 
 
@@ -64,7 +64,7 @@ def reduce_meta_batch(
     state: State,
     valid: jax.Array | None,
     weights: jax.Array | None,
-    side_by_side: int,
+    layout: Layout,
     skip_nonfinite: bool,
 ) -> Reduced:
     """Computes the aggregated meta-gradient of a meta-batch.
@@ -77,7 +77,7 @@ def reduce_meta_batch(
       state: the rule's state.
       valid: booleans `[T]`, or None if every task counts.
       weights: `[T]` or None.
-      side_by_side: how many tasks run at once; static.
+      layout: where and how the tasks run; static.
       skip_nonfinite: leave out tasks whose loss or gradient is not finite; static.
 
     Returns:
@@ -98,11 +98,11 @@ def reduce_meta_batch(
         if aggregation.level <= Level.LOSS and not skip_nonfinite
         else functools.partial(_per_task, skip_nonfinite=skip_nonfinite)
     )
-    parts = path(task_loss, params, tasks, aggregation, state, evidence, side_by_side)
+    parts = path(task_loss, params, tasks, aggregation, state, evidence, layout)
     return Reduced(grads=parts.grads, aggregation_state=parts.state, metrics=_metrics(parts, valid))
 
 
-def _contracted(task_loss, params, tasks, aggregation, state, evidence, side_by_side) -> _Parts:
+def _contracted(task_loss, params, tasks, aggregation, state, evidence, layout) -> _Parts:
     """Takes the coefficients as the cotangent of the losses: one backward pass."""
     needs_losses = aggregation.level == Level.LOSS
 
@@ -115,7 +115,7 @@ def _contracted(task_loss, params, tasks, aggregation, state, evidence, side_by_
         params,
         tasks,
         lambda losses: decide(losses)[0],
-        side_by_side=side_by_side,
+        layout,
         needs_losses=needs_losses,
     )
     coefficients, state = decide(losses)
@@ -132,12 +132,10 @@ def _contracted(task_loss, params, tasks, aggregation, state, evidence, side_by_
 
 
 def _per_task(
-    task_loss, params, tasks, aggregation, state, evidence, side_by_side, *, skip_nonfinite
+    task_loss, params, tasks, aggregation, state, evidence, layout, *, skip_nonfinite
 ) -> _Parts:
     """Holds the gradient of every task, then reduces."""
-    losses, task_metrics, task_grads = task_gradients(
-        task_loss, params, tasks, side_by_side=side_by_side
-    )
+    losses, task_metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
     finite = finite_losses(losses, task_metrics) & jnp.isfinite(ladder.sq_norms(task_grads))
     evidence = dataclasses.replace(evidence, losses=losses)
     if skip_nonfinite:

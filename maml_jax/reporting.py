@@ -1,11 +1,15 @@
-"""What a run shows while it trains: a progress bar on a terminal, plain lines elsewhere."""
+"""What is shown of a run and of measurements: a progress bar, lines, tables."""
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
+from maml_jax.bench import Measured
 from maml_jax.evaluation import Evaluation
 from maml_jax.training import Report
 
@@ -51,6 +55,70 @@ def progress_report(console: Console, *, first_step: int, num_steps: int) -> Ite
             bar.update(row, completed=step, shown=_summary(metrics))
 
         yield report
+
+
+def result_table(result: dict[str, Any]) -> Table:
+    """Puts the result of a run beside its baselines.
+
+    Args:
+      result: what `runs.start_run` returns.
+
+    Returns:
+      A table for a console.
+    """
+    test = result["test"]
+    table = Table(title=f"meta-test, {test['num_tasks']:,} tasks", title_justify="left")
+    for column in ("", test["metric"], "95% interval"):
+        table.add_column(column)
+    show = "{:.2%}".format if test["metric"] == "accuracy" else "{:.4f}".format
+    half_width = test["half_widths"][test["metric"]][-1]
+    table.add_row("meta-learned", show(test["mean"]), "± " + show(half_width))
+    for name, value in result["baselines"].items():
+        table.add_row(name, show(value), "")
+    return table
+
+
+def report_bench(console: Console, name: str, measured: Iterable[Measured]) -> None:
+    """Shows each measurement as it comes, then what to do with them.
+
+    Args:
+      console: where to show it.
+      name: of what was measured.
+      measured: at least one measurement.
+    """
+    say = functools.partial(console.print, highlight=False, soft_wrap=True)
+    all_of_them = []
+    for one in measured:
+        all_of_them.append(one)
+        say(_bench_line(one))
+    best = max(all_of_them, key=lambda one: one.rate)
+    (auto,) = (one for one in all_of_them if one.is_default)
+    seconds = 1000 * best.seconds
+    time = f"{seconds / 60:.1f} minutes" if seconds > 100 else f"{seconds:.1f} seconds"
+    say(f"Fastest: {_setting(best)}; 1,000 outer steps take {time}.")
+    if best is auto:
+        say(f"`maml-jax train {name}` runs it this way.")
+    elif best.rate < 1.1 * auto.rate:
+        say(f"`maml-jax train {name}` takes {_setting(auto)}, as fast within 10%.")
+    else:
+        times = best.rate / auto.rate
+        say(
+            f"`maml-jax train {name}` takes {_setting(auto)}, which is {times:.1f} times slower "
+            f"here; in a script, give make_outer_step task_axis={best.task_axis!r}."
+        )
+
+
+def _setting(one: Measured) -> str:
+    devices = "1 device" if one.num_devices == 1 else f"{one.num_devices} devices"
+    return f"task_axis={one.task_axis!r} on {devices}"
+
+
+def _bench_line(one: Measured) -> str:
+    memory = "" if one.temporary_bytes is None else f", {one.temporary_bytes / 2**20:,.0f} MiB"
+    return (
+        f"{_setting(one):34} {one.rate:9,.0f} tasks/s  {1e3 * one.seconds:9,.2f} ms a step "
+        f"of {one.num_tasks} tasks (compiled in {one.compile_seconds:.1f} s{memory})"
+    )
 
 
 def _validation_line(step: int, evaluation: Evaluation) -> str:

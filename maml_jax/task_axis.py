@@ -1,17 +1,22 @@
 """How the T tasks of a meta-batch run: side by side, one after the other, or in chunks.
 
-A task axis is the number of tasks that run side by side: T for "vmap", 1 for "scan".
-A task function is written for one task, `(params, task) -> (loss, metrics)`.
+A task axis is the number of tasks that run side by side: T for "vmap", 1 for "scan"; on a
+mesh, each device has its own T tasks out of all. A task function is written for one task,
+`(params, task) -> (loss, metrics)`.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from maml_jax.aggregation.ladder import contract
+from maml_jax.devices import on_devices, tasks_per_device
 from maml_jax.tasks import Params, Task
 
 TaskAxis = Literal["auto", "vmap", "scan"] | int
@@ -20,6 +25,19 @@ TaskAxis = Literal["auto", "vmap", "scan"] | int
 # the cache when tasks run side by side. Measured on 2 cores: the sinusoid network (20
 # examples, 1,761 parameters) is fastest under vmap, Conv4 on Omniglot under scan.
 _CPU_SCAN_WORK = 1e6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where and how the tasks of a meta-batch run.
+
+    Attributes:
+      side_by_side: how many tasks run at once on each device, at least 1.
+      mesh: the devices that share the tasks; None is the default device.
+    """
+
+    side_by_side: int
+    mesh: Mesh | None = None
 
 
 def check_task_axis(task_axis: TaskAxis) -> None:
@@ -39,64 +57,90 @@ def check_task_axis(task_axis: TaskAxis) -> None:
         )
 
 
-def tasks_side_by_side(task_axis: TaskAxis, params: Params, tasks: Task) -> int:
+def layout_of(
+    task_axis: TaskAxis, params: Params, tasks: Task, *, mesh: Mesh | None = None
+) -> Layout:
     """Resolves a task axis to the number of tasks that run side by side.
 
-    "auto" takes all T on an accelerator, where batched products are fast. On a CPU it
-    takes 1 when a task is large (parameters times examples above 10⁶), else all T.
+    "auto" takes all on an accelerator, where batched products are fast. On a CPU it takes 1
+    when a task is large (parameters times examples above 10⁶), else all.
 
     Args:
       task_axis: "auto", "vmap", "scan" or a chunk size.
       params: the meta-parameters.
       tasks: a meta-batch, arrays `[T, N, ...]`.
+      mesh: devices with an axis "tasks"; None is the default device.
 
     Returns:
-      A number in 1..T.
+      The layout, of 1 to T tasks side by side on each device.
+
+    Raises:
+      ValueError: if the devices do not share the tasks evenly.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import maml_jax as mj
-      >>> from maml_jax.task_axis import tasks_side_by_side
+      >>> from maml_jax.task_axis import layout_of
       >>> tasks = mj.meta_batch(mj.data.sinusoid(), jax.random.key(0), 8)
-      >>> tasks_side_by_side("scan", jnp.zeros(3), tasks)
+      >>> layout_of("scan", jnp.zeros(3), tasks).side_by_side
       1
     """
-    num_tasks = num_tasks_of(tasks)
+    num_tasks = tasks_per_device(num_tasks_of(tasks), mesh)
     if task_axis == "auto":
-        work = count_parameters(params) * _num_examples(tasks)
-        large = jax.default_backend() == "cpu" and work > _CPU_SCAN_WORK
+        large = jax.default_backend() == "cpu" and is_large(params, tasks)
         task_axis = "scan" if large else "vmap"
-    if task_axis == "vmap":
-        return num_tasks
-    return 1 if task_axis == "scan" else min(task_axis, num_tasks)
+    sizes = {"vmap": num_tasks, "scan": 1}
+    side_by_side = sizes[task_axis] if isinstance(task_axis, str) else min(task_axis, num_tasks)
+    return Layout(side_by_side=side_by_side, mesh=mesh)
 
 
-def map_tasks(function: Callable[[Task], Any], tasks: Any, side_by_side: int) -> Any:
+def is_large(params: Params, tasks: Task) -> bool:
+    """Tells whether one task alone is enough work for a CPU core.
+
+    Args:
+      params: the meta-parameters.
+      tasks: a meta-batch, arrays `[T, N, ...]`, or their shapes.
+
+    Returns:
+      Whether parameters times examples of one task are above 10⁶.
+    """
+    sets = (tasks.support, tasks.query)
+    num_examples = sum(jax.tree.leaves(examples.inputs)[0].shape[1] for examples in sets)
+    return count_parameters(params) * num_examples > _CPU_SCAN_WORK
+
+
+def map_tasks(function: Callable, shared: Any, tasks: Any, layout: Layout) -> Any:
     """Applies a function of one task to each task, some side by side.
 
     Args:
-      function: from one task (a tree without the axis `T`) to a tree of arrays.
+      function: `(shared, task)` to a tree of arrays, the task without the axis `T`.
+      shared: a tree of arrays that all tasks see, such as the meta-parameters.
       tasks: a tree of arrays `[T, ...]`.
-      side_by_side: how many tasks run at once; static, at least 1.
+      layout: where and how they run; static.
 
     Returns:
-      The results, stacked `[T, ...]`, the same whatever `side_by_side` is.
+      The results, stacked `[T, ...]`, the same whatever the layout is.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from maml_jax.task_axis import map_tasks
-      >>> print(map_tasks(lambda x: x * 2, jnp.arange(3), side_by_side=2))
+      >>> from maml_jax.task_axis import Layout, map_tasks
+      >>> print(map_tasks(lambda a, x: a * x, 2, jnp.arange(3), Layout(side_by_side=2)))
       [0 2 4]
     """
-    if side_by_side >= num_tasks_of(tasks):
-        return jax.vmap(function)(tasks)
-    if side_by_side == 1:
-        return jax.lax.map(function, tasks)
-    return jax.lax.map(function, tasks, batch_size=side_by_side)
+
+    def here(shared, tasks):
+        one = functools.partial(function, shared)
+        if layout.side_by_side >= num_tasks_of(tasks):
+            return jax.vmap(one)(tasks)
+        if layout.side_by_side == 1:
+            return jax.lax.map(one, tasks)
+        return jax.lax.map(one, tasks, batch_size=layout.side_by_side)
+
+    return on_devices(here, layout.mesh)(shared, tasks)
 
 
 def task_gradients(
-    task_loss: Callable, params: Params, tasks: Task, *, side_by_side: int
+    task_loss: Callable, params: Params, tasks: Task, layout: Layout
 ) -> tuple[jax.Array, dict, Params]:
     """Computes loss, metrics and gradient of each task, and keeps them all.
 
@@ -104,17 +148,17 @@ def task_gradients(
       task_loss: `(params, task) -> (loss, metrics)` for one task.
       params: the meta-parameters.
       tasks: a meta-batch `[T, ...]`.
-      side_by_side: how many tasks run at once; static.
+      layout: where and how the tasks run; static.
 
     Returns:
       Losses `[T]`, metrics `[T, ...]`, gradients `[T, ...]`.
     """
 
-    def one(task):
+    def one(params, task):
         (loss, metrics), grads = jax.value_and_grad(task_loss, has_aux=True)(params, task)
         return loss, metrics, grads
 
-    return map_tasks(one, tasks, side_by_side)
+    return map_tasks(one, params, tasks, layout)
 
 
 def contracted_gradient(
@@ -122,38 +166,41 @@ def contracted_gradient(
     params: Params,
     tasks: Task,
     coefficients: Callable[[jax.Array | None], jax.Array],
+    layout: Layout,
     *,
-    side_by_side: int,
     needs_losses: bool,
 ) -> tuple[jax.Array, dict, Params]:
     """Computes Σᵢ cᵢ gᵢ without holding the gradients of all tasks.
 
     The coefficients are the cotangent of the vector of losses of the tasks that run side
-    by side, and chunks add up. Coefficients that need all losses (`needs_losses`) wait for
-    the last chunk: then, with more than one chunk, per-task gradients are held after all,
-    which is less than the activations of every task.
+    by side; chunks add up, then devices. Coefficients that need all losses (`needs_losses`)
+    wait for the last of them: then, unless all tasks run side by side on one device,
+    per-task gradients are held after all, which is less than the activations of every task.
 
     Args:
       task_loss: `(params, task) -> (loss, metrics)` for one task.
       params: the meta-parameters.
       tasks: a meta-batch `[T, ...]`.
       coefficients: from losses `[T]` (None unless `needs_losses`) to coefficients `[T]`.
-      side_by_side: how many tasks run at once; static.
+      layout: where and how the tasks run; static.
       needs_losses: whether `coefficients` looks at the losses; static.
 
     Returns:
       Losses `[T]`, metrics `[T, ...]`, and Σᵢ cᵢ gᵢ `[...]`.
     """
-    num_tasks = num_tasks_of(tasks)
-    if side_by_side >= num_tasks:
+    if not needs_losses:
+
+        def here(params, own):
+            *seen, grads = _in_chunks(task_loss, params, *own, layout.side_by_side)
+            return seen, grads
+
+        own = coefficients(None), tasks
+        seen, grads = on_devices(here, layout.mesh, summed=True)(params, own)
+        return *seen, grads
+    if layout.mesh is None and layout.side_by_side >= num_tasks_of(tasks):
         return _side_by_side(task_loss, params, tasks, coefficients)
-    if needs_losses:
-        losses, metrics, task_grads = task_gradients(
-            task_loss, params, tasks, side_by_side=side_by_side
-        )
-        weights = coefficients(losses)
-        return losses, metrics, contract(weights, task_grads)
-    return _in_chunks(task_loss, params, tasks, coefficients(None), side_by_side)
+    losses, metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
+    return losses, metrics, contract(coefficients(losses), task_grads)
 
 
 def count_parameters(params: Params) -> int:
@@ -191,9 +238,11 @@ def _side_by_side(task_loss, params, tasks, coefficients):
     return losses, metrics, grads
 
 
-def _in_chunks(task_loss, params, tasks, weights, size):
+def _in_chunks(task_loss, params, weights, tasks, size):
     """Adds up the contracted gradients of chunks; the last may be smaller."""
     num_tasks = len(weights)
+    if size >= num_tasks:
+        return _side_by_side(task_loss, params, tasks, lambda losses: weights)
     whole = num_tasks - num_tasks % size
 
     def one_chunk(chunk_weights, chunk):
@@ -220,9 +269,3 @@ def _in_chunks(task_loss, params, tasks, weights, size):
         total = jax.tree.map(jnp.add, total, grads)
         seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), seen, (losses, metrics))
     return *seen, total
-
-
-def _num_examples(tasks: Task) -> int:
-    """Counts the examples of one task, padding included."""
-    sets = (tasks.support, tasks.query)
-    return sum(jax.tree.leaves(examples.inputs)[0].shape[1] for examples in sets)

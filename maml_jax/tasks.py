@@ -101,8 +101,21 @@ def meta_batch(sampler: TaskSampler, key: jax.Array, num_tasks: int) -> Task:
     if num_tasks < 1:
         raise ValueError(f"num_tasks must be at least 1, got {num_tasks}.")
     key = as_key(key)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num_tasks))
-    return jax.vmap(sampler)(keys)
+    return draw(sampler, key, jnp.arange(num_tasks))
+
+
+def draw(sampler: TaskSampler, key: jax.Array, indices: jax.Array) -> Task:
+    """Draws tasks by their numbers.
+
+    Args:
+      sampler: a pure function from a key to one `Task`.
+      key: typed random key.
+      indices: numbers `[T]` of the tasks.
+
+    Returns:
+      A `Task` with a leading axis `T` on every array: of `sampler(fold_in(key, i))`.
+    """
+    return jax.vmap(lambda i: sampler(jax.random.fold_in(key, i)))(indices)
 
 
 def as_key(key: Any) -> jax.Array:

@@ -1,17 +1,29 @@
 """Strict settings for the whole suite: 64-bit, no silent broadcasting, no reused key.
 
+The CPU counts as four devices, of which tests use one unless they make a mesh.
 `MAML_JAX_TEST_X64=0` runs the same suite in JAX's default 32-bit mode, which is what
 users run; tolerances that depend on the precision come from the `tolerance` fixture.
+Nearly all of the time is spent compiling programs that run once, so they are compiled with
+little optimisation; `MAML_JAX_TEST_OPTIMIZED=1` compiles them as users do.
 """
 
+import importlib.metadata
 import os
 import pathlib
+
+X64 = os.environ.get("MAML_JAX_TEST_X64", "1") == "1"
+
+if os.environ.get("MAML_JAX_TEST_OPTIMIZED", "0") != "1":
+    # In the environment, for JAX reads it when it starts, here and in child processes.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
+        quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ.setdefault("XLA_FLAGS", quick)  # Half of the time; unknown to newer ones.
 
 import jax
 import pytest
 
-X64 = os.environ.get("MAML_JAX_TEST_X64", "1") == "1"
-
+jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", X64)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

@@ -16,7 +16,7 @@ from maml_jax import checkpoints, cli, runs, training
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import PRESETS, Config
 
-COMMANDS = ["train", "resume", "evaluate", "plot", "prepare", "presets"]
+COMMANDS = ["train", "resume", "evaluate", "plot", "prepare", "presets", "bench"]
 
 
 @pytest.fixture(autouse=True)

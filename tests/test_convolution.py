@@ -156,16 +156,6 @@ FALLBACKS = {
         (3, 3, 2, 4),
         {"dimension_numbers": LAYOUT_2D, "lhs_dilation": (2, 1)},
     ),
-    "rhs_dilation": (
-        (3, 5, 6, 2),
-        (3, 3, 2, 4),
-        {"dimension_numbers": LAYOUT_2D, "rhs_dilation": (1, 2)},
-    ),
-    "groups": (
-        (3, 5, 6, 2),
-        (3, 3, 1, 4),
-        {"dimension_numbers": LAYOUT_2D, "feature_group_count": 2},
-    ),
     "batch_groups": (
         (4, 5, 6, 2),
         (3, 3, 2, 4),
@@ -191,6 +181,73 @@ def test_other_convolutions_fall_back_to_lax(name):
     assert "conv_general_dilated" in str(jax.make_jaxpr(f)(x, w))
     expected = lax.conv_general_dilated(x, w, strides, padding, **options)
     np.testing.assert_array_equal(f(x, w), expected)
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [
+        (2, {"rhs_dilation": (1, 2)}),
+        (2, {"rhs_dilation": (2, 3), "padding": "SAME", "window_strides": (2, 1)}),
+        (1, {"feature_group_count": 2}),
+        (1, {"feature_group_count": 2, "rhs_dilation": (2, 1), "window_strides": (2, 2)}),
+    ],
+)
+def test_dilation_and_groups_are_products_too(channels, options):
+    """Oracle: lax, up to second order."""
+    x, w = _normal(0, (3, 7, 8, 2)), _normal(1, (3, 3, channels, 4))
+    options = {"window_strides": (1, 1), "padding": ((1, 2), (2, 0)), **options}
+    options["dimension_numbers"] = LAYOUT_2D
+    ours, oracle = (
+        functools.partial(f, **options) for f in (convolution, lax.conv_general_dilated)
+    )
+    for order in (_first_order, _second_order):
+        _assert_close(_run(order(ours), x, w), _run(order(oracle), x, w))
+    assert "stablehlo.convolution" not in jax.jit(_second_order(ours)).lower(x, w).as_text()
+
+
+@pytest.mark.parametrize("name", ["3x3_explicit", "1d_stride_2"])
+@pytest.mark.parametrize("in_axes", [(0, None), (None, -1), (1, 2), (-1, 0)])
+def test_vmap_over_either_or_both_at_any_axis(name, in_axes):
+    """Oracle: `lax` under the same `vmap`, nested once more over both."""
+    size, window, strides, padding = CASES[name]
+    ours, oracle = _both(strides, padding)
+    shapes = ((3, *size, 2), (*window, 2, 4))
+    outer = [_normal(i, (2, *shape)) for i, shape in enumerate(shapes)]
+    arrays = [
+        array if axis is None else jnp.stack([array, jnp.cos(array)], axis=axis)
+        for array, axis in zip(
+            outer, [a if a is None else a + (a >= 0) for a in in_axes], strict=True
+        )
+    ]
+    twice = (jax.vmap(jax.vmap(_second_order(f), in_axes)) for f in (ours, oracle))
+    actual, expected = (_run(f, *arrays) for f in twice)
+    _assert_close(actual, expected)
+
+
+def test_no_patches_are_kept_for_the_backward_pass():
+    """The residuals of a gradient are the inputs and the kernel, not nine times the inputs."""
+    ours, _ = _both((1, 1), "SAME")
+    x, w = _normal(0, (3, 5, 6, 2)), _normal(1, (3, 3, 2, 4))
+    _, pull_back = jax.vjp(ours, x, w)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(pull_back))
+    assert kept <= x.size + w.size
+
+
+def test_per_device_kernels_under_shard_map():
+    """Oracle: `lax`, with the replicated kernel's gradient summed over devices by JAX."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("tasks",))
+    spec = jax.sharding.PartitionSpec("tasks")
+    x, w = _normal(0, (4, 5, 6, 2)), _normal(1, (3, 3, 2, 4))
+
+    def gradient(f):
+        def here(x, w):
+            return jax.grad(functools.partial(_loss, f), (0, 1))(x, w)
+
+        whole = jax.sharding.PartitionSpec()
+        return jax.shard_map(here, mesh=mesh, in_specs=(spec, whole), out_specs=(spec, whole))
+
+    ours, oracle = _both((2, 2), "SAME")
+    _assert_close(_run(gradient(ours), x, w), _run(gradient(oracle), x, w))
 
 
 def test_mismatched_channels_raise_what_lax_raises():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import maml_jax as mj
-from maml_jax.task_axis import check_task_axis, map_tasks, tasks_side_by_side
+from maml_jax.task_axis import Layout, check_task_axis, layout_of, map_tasks
 
 
 def tasks(num_tasks, examples):
@@ -32,16 +32,17 @@ def tasks(num_tasks, examples):
         ),
     ],
 )
-def test_tasks_side_by_side(axis, params, want):
+def test_layout_of(axis, params, want):
     """8 tasks of 2 x 5 examples: 10 parameters are a small task, 200,000 a large one."""
-    assert tasks_side_by_side(axis, jnp.zeros(params), tasks(8, 5)) == want
+    assert layout_of(axis, jnp.zeros(params), tasks(8, 5)).side_by_side == want
 
 
 @pytest.mark.parametrize("side_by_side", [1, 2, 3, 5, 7])
 def test_map_tasks_equals_a_loop(side_by_side):
     values = {"a": jnp.arange(5.0), "b": jnp.arange(10.0).reshape(5, 2)}
-    got = map_tasks(lambda task: task["a"] * task["b"], values, side_by_side)
-    np.testing.assert_array_equal(got, values["a"][:, None] * values["b"])
+    layout = Layout(side_by_side=side_by_side)
+    got = map_tasks(lambda factor, task: factor * task["a"] * task["b"], 3.0, values, layout)
+    np.testing.assert_array_equal(got, 3 * values["a"][:, None] * values["b"])
 
 
 @pytest.mark.parametrize("axis", ["vmapped", 0, -1, True, 2.0, None])

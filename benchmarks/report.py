@@ -1,0 +1,166 @@
+"""One self-contained HTML page with tables and plots from the JSON files of the benchmarks.
+
+python benchmarks/report.py [--results benchmarks/results] [--output FILE]
+"""
+
+import argparse
+import base64
+import html
+import io
+import json
+import pathlib
+
+from matplotlib.figure import Figure
+
+STYLE = """body { font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { padding: .2rem .8rem; text-align: right }
+td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
+img { max-width: 100% } code { background: #f4f4f4 }"""
+
+
+def picture(figure):
+    """Draws a figure into the page itself."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def table(columns, rows):
+    """Writes a table of anything that can be a string."""
+    lines = ["<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in columns) + "</tr>"]
+    for row in rows:
+        lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row))
+    return "<table>" + "\n".join(lines) + "</table>"
+
+
+def peers(content):
+    """Bars of the time of each peer, in units of ours."""
+    parts = []
+    for result in content["results"]:
+        rows = result["rows"]
+        figure = Figure(figsize=(8, 0.4 * len(rows) + 1))
+        axes = figure.add_subplot()
+        names = [row["peer"] for row in rows]
+        colours = ["#d1495b" if name == "maml_jax" else "#8d99ae" for name in names]
+        axes.barh(names, [row["ratio"] for row in rows], color=colours)
+        axes.set_xscale("log")
+        axes.invert_yaxis()
+        axes.set_xlabel("time of one outer gradient, in units of ours")
+        axes.spines[["top", "right"]].set_visible(False)
+        columns = ("", "median, ms", "times ours", "gradient differs by")
+        cells = [
+            (
+                row["peer"],
+                f"{1e3 * row['median']:.2f}",
+                f"{row['ratio']:.2f}",
+                "" if row["relative_error"] is None else f"{row['relative_error']:.0e}",
+            )
+            for row in rows
+        ]
+        failed = [(peer, reason, "", "") for peer, reason in result["failed"].items()]
+        parts += [f"<h3>{result['workload']}</h3>", picture(figure), table(columns, cells + failed)]
+    return "\n".join(parts)
+
+
+def throughput(content):
+    """Tasks per second against the meta-batch size, and the fraction of the roof."""
+    rows = [row for row in content["results"] if "median" in row]
+    figure = Figure(figsize=(8, 4))
+    axes = figure.add_subplot()
+    settings = ("workload", "axis", "dtype", "shot", "num_steps", "devices")
+    for key in dict.fromkeys(tuple(row[name] for name in settings) for row in rows):
+        line = [row for row in rows if tuple(row[name] for name in settings) == key]
+        rates = [row["num_tasks"] / row["median"] for row in line]
+        axes.plot([row["num_tasks"] for row in line], rates, "o-", label=" ".join(map(str, key)))
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("tasks of the meta-batch")
+    axes.set_ylabel("tasks per second")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    columns = (*settings, "tasks", "ms", "tasks/s", "GFLOP/s", "of the roof")
+    cells = [
+        (
+            *(row[name] for name in settings),
+            row["num_tasks"],
+            f"{1e3 * row['median']:.1f}",
+            f"{row['num_tasks'] / row['median']:.0f}",
+            f"{row['flops_per_second'] / 1e9:.0f}",
+            f"{row['roof_fraction']:.0%}",
+        )
+        for row in rows
+    ]
+    return picture(figure) + table(columns, cells)
+
+
+def memory(content):
+    """Temporary memory against inner steps, one line a mode."""
+    figure = Figure(figsize=(8, 4))
+    axes = figure.add_subplot()
+    for mode in dict.fromkeys(row["mode"] for row in content["results"]):
+        line = [row for row in content["results"] if row["mode"] == mode]
+        mebibytes = [row["temporary_bytes"] / 2**20 for row in line]
+        axes.plot([row["num_steps"] for row in line], mebibytes, "o-", label=mode)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("inner steps")
+    axes.set_ylabel("temporary memory, MiB")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    columns = ("workload", "mode", "inner steps", "MiB", "compile s")
+    cells = [
+        (
+            row["workload"],
+            row["mode"],
+            row["num_steps"],
+            f"{row['temporary_bytes'] / 2**20:.0f}",
+            f"{row['compile_seconds']:.1f}",
+        )
+        for row in content["results"]
+    ]
+    return picture(figure) + table(columns, cells)
+
+
+def kernels(content):
+    """The forms of the convolution."""
+    columns = ("layer", "tasks", "operation", "ours, ms", "lax.conv, ms")
+    cells = [
+        (
+            row["layer"],
+            row["axis"],
+            row["operation"],
+            f"{1e3 * row['ours']['median']:.2f}",
+            f"{1e3 * row['lax.conv']['median']:.2f}",
+        )
+        for row in content["results"]
+    ]
+    return table(columns, cells)
+
+
+SECTIONS = {"peers": peers, "throughput": throughput, "memory": memory, "kernels": kernels}
+
+
+def main():
+    """Writes the page."""
+    here = pathlib.Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=pathlib.Path, default=here / "results")
+    parser.add_argument("--output", type=pathlib.Path, default=None)
+    options = parser.parse_args()
+    parts = []
+    for path in sorted(options.results.glob("*.json")):
+        content = json.loads(path.read_text())
+        section = SECTIONS.get(path.stem.split("-")[0])
+        if section is None:
+            continue
+        facts = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
+        parts += [f"<h2>{path.stem}</h2>", f"<p>{html.escape(facts)}</p>", section(content)]
+    output = options.output or options.results / "report.html"
+    head = f"<meta charset=utf-8><title>maml_jax benchmarks</title><style>{STYLE}</style>"
+    output.write_text(f"<!doctype html>{head}<h1>maml_jax benchmarks</h1>\n" + "\n".join(parts))
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""How fast is it here, and with what setting should one run: `maml-jax bench`."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from maml_jax import assembly, benchmarking
+from maml_jax.network import assemble_network, input_shape
+from maml_jax.outer_step import OuterStep, make_outer_step
+from maml_jax.recipes import Config
+from maml_jax.task_axis import TaskAxis, layout_of
+from maml_jax.tasks import Examples, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One setting, measured.
+
+    Attributes:
+      task_axis: how tasks run on a device.
+      num_devices: devices that share them.
+      num_tasks: tasks of the meta-batch.
+      seconds: median of one outer step.
+      compile_seconds: of the program.
+      temporary_bytes: that the program needs besides its arguments; None if not known.
+      is_default: whether `maml-jax train` takes this setting.
+    """
+
+    task_axis: TaskAxis
+    num_devices: int
+    num_tasks: int
+    seconds: float
+    compile_seconds: float
+    temporary_bytes: int | None
+    is_default: bool
+
+    @property
+    def rate(self) -> float:
+        """Tasks per second."""
+        return self.num_tasks / self.seconds
+
+
+def measure(config: Config, *, budget: float = 60.0, repeats: int = 5) -> Iterator[Measured]:
+    """Measures outer steps of a configuration, one way to run the tasks after the other.
+
+    Tasks are noise of the configuration's shapes, so no data set is needed.
+
+    Args:
+      config: what would be trained.
+      budget: seconds after which no further setting is begun; the first always is.
+      repeats: timed steps of each.
+
+    Yields:
+      Each setting when it is measured.
+
+    Example:
+      >>> from maml_jax import bench
+      >>> from maml_jax.recipes import PRESETS
+      >>> next(bench.measure(PRESETS["sinusoid-10shot-finn2017"], repeats=1)).num_tasks
+      25
+    """
+    network = assemble_network(config)
+    tasks = jax.jit(functools.partial(_noise, config))(jax.random.key(0))
+    began = time.monotonic()
+    side_by_side = layout_of("auto", network.params, tasks).side_by_side
+    shared = assembly.mesh_for(config, network.params, tasks)
+    default = ("scan" if side_by_side == 1 else "vmap", shared.size if shared else 1)
+    for index, (axis, count) in enumerate(_settings(config.meta_batch_size, default)):
+        if index and time.monotonic() - began > budget:
+            return
+        mesh = Mesh(np.array(jax.local_devices()[:count]), ("tasks",)) if count > 1 else None
+        outer = make_outer_step(
+            network.loss_fn,
+            network.inner,
+            optax.adam(config.outer_learning_rate),
+            task_axis=axis,
+            mesh=mesh,
+            on_nonfinite=config.on_nonfinite,
+        )
+        seconds, compile_seconds, temporary = _time(outer, network.params, tasks, repeats)
+        yield Measured(
+            task_axis=axis,
+            num_devices=count,
+            num_tasks=config.meta_batch_size,
+            seconds=seconds,
+            compile_seconds=compile_seconds,
+            temporary_bytes=temporary,
+            is_default=(axis, count) == default,
+        )
+
+
+def _settings(num_tasks: int, default: tuple[TaskAxis, int]) -> list[tuple[TaskAxis, int]]:
+    """Ways to run the tasks, what `maml-jax train` takes first."""
+    devices = len(jax.local_devices())
+    counts = [count for count in (devices, 1) if num_tasks % count == 0]
+    axes: list[TaskAxis] = ["scan", "vmap", 4]
+    return list(dict.fromkeys([default, *((axis, count) for count in counts for axis in axes)]))
+
+
+def _time(outer: OuterStep, params, tasks: Task, repeats: int) -> tuple[float, float, int | None]:
+    """Compiles one outer step, then times it; gives its temporary bytes too."""
+    state = outer.init(params)
+    began = time.monotonic()
+    step: Callable = jax.jit(outer.update).lower(state, tasks).compile()
+    compile_seconds = time.monotonic() - began
+    benchmarking.timed(lambda: step(state, tasks))
+    sides = {"step": lambda: benchmarking.timed(lambda: step(state, tasks))}
+    timing = benchmarking.alternate(sides, repeats=repeats)["step"]
+    memory = getattr(step.memory_analysis(), "temp_size_in_bytes", None)
+    return timing.median, compile_seconds, memory
+
+
+def _noise(config: Config, key: jax.Array) -> Task:
+    """Draws a meta-batch of the configuration's shapes."""
+    shape = input_shape(config)
+    way = 1 if config.is_regression else config.way
+
+    def examples(key, shot):
+        count = (config.meta_batch_size, way * shot)
+        inputs = jax.random.normal(key, (*count, *shape))
+        labels = jnp.broadcast_to(jnp.repeat(jnp.arange(way), shot), count)
+        targets = inputs if config.is_regression else labels
+        return Examples(inputs=inputs, targets=targets)
+
+    support_key, query_key = jax.random.split(key)
+    return Task(
+        support=examples(support_key, config.shot), query=examples(query_key, config.query_shot)
+    )

@@ -1,0 +1,103 @@
+"""From a configuration to what needs no data: model, loss, inner loop, parameters."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maml_jax import losses, models
+from maml_jax.inner_loop import InnerLoop
+from maml_jax.learned_rates import lslr, meta_sgd
+from maml_jax.maml_family import anil, boil, fomaml, maml, reptile
+from maml_jax.recipes import Config
+from maml_jax.tasks import Params
+
+_SGD_LOOPS = {"maml": maml, "fomaml": fomaml, "anil": anil, "boil": boil, "reptile": reptile}
+_RATE_LOOPS = {"meta_sgd": meta_sgd, "lslr": lslr}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """The part of a configuration that needs no data.
+
+    Attributes:
+      apply_fn: the model, `(params, inputs, mask) -> predictions`.
+      loss_fn: the loss of one set of examples.
+      inner: the inner loop.
+      params: initial parameters.
+    """
+
+    apply_fn: losses.ApplyFn
+    loss_fn: losses.LossFn
+    inner: InnerLoop
+    params: Params
+
+
+def assemble_network(config: Config) -> Network:
+    """Builds model and inner loop of a configuration; reads no data.
+
+    Args:
+      config: what to train.
+
+    Returns:
+      The network, with parameters drawn from the configuration's seed.
+
+    Raises:
+      ValueError: if the model is not for the data set.
+
+    Example:
+      >>> from maml_jax.network import assemble_network
+      >>> from maml_jax.recipes import PRESETS
+      >>> network = assemble_network(PRESETS["omniglot-5way-1shot-finn2017"])
+      >>> network.params["params"]["head"]["kernel"].shape
+      (64, 5)
+    """
+    model = _model(config)
+    loss_of = losses.regression if config.is_regression else losses.classification
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    return Network(
+        apply_fn=model.apply,
+        loss_fn=loss_of(model.apply),
+        inner=_inner(config),
+        params=jax.jit(model.init)(key, jnp.zeros((1, *input_shape(config)))),
+    )
+
+
+def input_shape(config: Config) -> tuple[int, ...]:
+    """Gives the shape of one example of a configuration's data set.
+
+    Args:
+      config: what to train.
+
+    Returns:
+      `(1,)` for the sinusoid, `(H, W, C)` for images.
+    """
+    if config.is_regression:
+        return (1,)
+    size = 32 if config.dataset in ("cifar_fs", "fc100") else config.image_size
+    return (size, size, 1 if config.dataset in ("glyphs", "omniglot") else 3)
+
+
+def _model(config: Config) -> Any:
+    if config.is_regression != (config.model == "mlp"):
+        raise ValueError(
+            "model mlp is for the sinusoid, and the others for images, got model "
+            f"{config.model!r} with dataset {config.dataset!r}."
+        )
+    if config.model == "mlp":
+        return models.Mlp(features=(config.features, config.features, 1))
+    if config.model == "resnet12":
+        return models.ResNet12(num_classes=config.way)
+    return models.Conv4(
+        num_classes=config.way, features=config.features, pooling=config.model == "conv4_pool"
+    )
+
+
+def _inner(config: Config) -> InnerLoop:
+    if config.inner in _RATE_LOOPS:
+        return _RATE_LOOPS[config.inner](
+            config.inner_steps, learning_rate=config.inner_learning_rate
+        )
+    return _SGD_LOOPS[config.inner](optax.sgd(config.inner_learning_rate), config.inner_steps)

@@ -1,0 +1,167 @@
+"""The meta-batch over simulated devices gives what one device gives."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+import maml_jax as mj
+import problems
+from maml_jax import devices
+
+RULES = {
+    "mean": "mean",
+    "weighted": "weighted",
+    "tilted": mj.aggregation.tilted(0.5),
+    "norm_clipped": mj.aggregation.norm_clipped(),
+    "geometric_median": mj.aggregation.geometric_median(),
+    "trimmed_mean": mj.aggregation.trimmed_mean(1),
+}
+MASK = jnp.array([True, False, False, False, True, True, True, False])  # 1 and 3 of each half.
+
+
+def mesh(count):
+    if len(jax.devices()) < count:
+        pytest.skip(f"needs {count} devices, has {len(jax.devices())}")
+    return Mesh(np.array(jax.devices()[:count]), ("tasks",))
+
+
+@functools.cache
+def outer_step(rule, count, axis="scan", on_nonfinite="raise"):
+    """Momentum in the inner loop: its state starts as zeros that are the same everywhere."""
+    return mj.make_outer_step(
+        problems.linear_loss,
+        mj.maml(optax.sgd(0.1, momentum=0.5), 2),
+        optax.sgd(1.0),
+        aggregation=RULES[rule],
+        task_axis=axis,
+        mesh=mesh(count) if count else None,
+        on_nonfinite=on_nonfinite,
+    )
+
+
+def gradient(outer, **options):
+    state = outer.init(jnp.asarray(problems.flat(problems.params())))
+    grads, metrics = outer.gradient(state, problems.linear_tasks(num_tasks=8), **options)
+    return np.asarray(grads), metrics
+
+
+@pytest.mark.parametrize("axis", ["scan", "vmap", 3])
+@pytest.mark.parametrize("rule", RULES)
+def test_devices_share_the_tasks(rule, axis, tolerance):
+    weights = {"weights": jnp.arange(1.0, 9.0)} if rule == "weighted" else {}
+    want, facts = gradient(outer_step(rule, 0), mask=MASK, **weights)
+    got, metrics = gradient(outer_step(rule, 2, axis), mask=MASK, **weights)
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+    assert int(metrics["n_valid"]) == 4
+    for name, value in facts.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=10 * tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_any_number_of_devices(count, tolerance):
+    want, _ = gradient(outer_step("mean", 0))
+    got, _ = gradient(outer_step("mean", count))
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+def test_a_task_that_is_not_finite_is_skipped_wherever_it_is(tolerance):
+    tasks = problems.linear_tasks(num_tasks=8)
+    inputs = tasks.query.inputs.at[5].set(jnp.nan)
+    broken = mj.Task(
+        support=tasks.support, query=mj.Examples(inputs=inputs, targets=tasks.query.targets)
+    )
+    want, _ = gradient(outer_step("mean", 0), mask=jnp.arange(8) != 5)
+    outer = outer_step("mean", 2, on_nonfinite="skip")
+    got, metrics = outer.gradient(outer.init(jnp.asarray(problems.flat(problems.params()))), broken)
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+    assert int(metrics["n_nonfinite"]) == 1
+
+    outer = outer_step("mean", 2)
+    with pytest.raises(mj.NonFiniteTaskError, match="5"):
+        outer.update(outer.init(jnp.asarray(problems.flat(problems.params()))), broken)
+
+
+def test_sampled_tasks_do_not_depend_on_the_devices(tolerance):
+    sampler = mj.data.sinusoid(shot=3, query_shot=4)
+    ends = []
+    for count in (0, 2):
+        outer = mj.make_outer_step(
+            mj.losses.regression(problems.apply_network),
+            mj.maml(optax.sgd(0.01), 1),
+            optax.adam(1e-3),
+            mesh=mesh(count) if count else None,
+        )
+        state = outer.init(problems.network())
+        ends.append(mj.run_outer_steps(outer, sampler, state, 0, num_steps=3, meta_batch_size=4))
+    problems.assert_trees_close(ends[1][0].params, ends[0][0].params, 1000 * tolerance)
+    np.testing.assert_allclose(ends[1][1]["query_loss"], ends[0][1]["query_loss"], rtol=1e-5)
+
+
+def test_evaluation_shares_any_number_of_tasks(tolerance):
+    arguments = (
+        mj.losses.regression(problems.apply_network),
+        mj.maml(optax.sgd(0.01), 1),
+        problems.network(),
+        mj.data.sinusoid(shot=3, query_shot=4),
+    )
+    want = mj.evaluate(*arguments, key=0, num_tasks=7)
+    got = mj.evaluate(*arguments, key=0, num_tasks=7, mesh=mesh(2))
+    assert got.num_tasks == 7
+    np.testing.assert_allclose(got.means["loss"], want.means["loss"], rtol=100 * tolerance)
+    np.testing.assert_allclose(
+        got.half_widths["loss"], want.half_widths["loss"], rtol=1e4 * tolerance
+    )
+
+
+def test_one_sum_over_devices_of_the_size_of_the_parameters():
+    """Read out of the compiled program; the other sums are scalars, the metrics."""
+    outer = outer_step("mean", 2)
+    state = outer.init(jnp.zeros(problems.DIM))
+    tasks = problems.linear_tasks(num_tasks=8)
+    text = jax.jit(outer.update).lower(state, tasks).compile().as_text()
+    sums = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
+    assert sum(f"[{problems.DIM}]" in shape for shape in sums) == 1, sums
+
+
+def test_task_mesh_takes_a_divisor():
+    available = len(jax.devices())
+    if available != 4:
+        pytest.skip(f"for 4 devices, has {available}")
+    assert [devices.task_mesh(n) and devices.task_mesh(n).size for n in (1, 2, 3, 6, 8)] == [
+        None,
+        2,
+        3,
+        3,
+        4,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (2, TypeError, "mesh must be a jax.sharding.Mesh or None, got int"),
+        (
+            Mesh(np.array(jax.devices()[:1]), ("batch",)),
+            ValueError,
+            r"mesh must have one axis, named \"tasks\".*got the axes \('batch',\)",
+        ),
+    ],
+)
+def test_what_is_no_mesh_of_tasks(bad, error, message):
+    with pytest.raises(error, match=message):
+        mj.make_outer_step(
+            problems.linear_loss, mj.maml(optax.sgd(0.1), 1), optax.sgd(1.0), mesh=bad
+        )
+
+
+def test_tasks_that_do_not_split():
+    outer = outer_step("mean", 4)
+    state = outer.init(jnp.asarray(problems.flat(problems.params())))
+    with pytest.raises(ValueError, match="6 tasks do not split over 4 devices; take a multiple"):
+        outer.update(state, problems.linear_tasks(num_tasks=6))
