@@ -92,7 +92,7 @@ def alternate(sides: Mapping[str, Callable[[], float]], *, repeats: int) -> dict
     seconds = {name: [] for name in sides}
     for repeat in range(repeats):
         # The order turns round, so that no side always follows the same one.
-        names = list(sides) if repeat % 2 == 0 else list(reversed(sides))
+        names = list(sides)[:: 1 if repeat % 2 == 0 else -1]
         for name in names:
             seconds[name].append(sides[name]())
     return {name: Timing(seconds=tuple(values)) for name, values in seconds.items()}

@@ -105,9 +105,8 @@ def _slices(geometry):
 def _patches(x, geometry):
     """Concatenates what a window sees, `[B, N, *P, prod(K) I]`."""
     zero = jnp.zeros((), x.dtype)
-    padded = lax.pad(
-        x, zero, ((0, 0, 0),) * 2 + tuple((*p, 0) for p in geometry.pads) + ((0,) * 3,)
-    )
+    none = (0, 0, 0)
+    padded = lax.pad(x, zero, [none, none, *((*pad, 0) for pad in geometry.pads), none])
     strides = (1, 1, *geometry.strides, 1)
     if max(*geometry.window, *strides) == 1:
         return padded

@@ -93,7 +93,7 @@ def convolution(
         all(d == 1 for d in lhs_dilation or ())
         and batch_group_count == 1
         and preferred_element_type in (None, lhs.dtype)
-        and not isinstance(precision, tuple | list)
+        and not isinstance(precision, tuple)
         and all(value is None for value in options.values())
     )
     if plain and _is_channels_last(lhs, rhs, dimension_numbers, feature_group_count):

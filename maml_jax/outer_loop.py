@@ -94,5 +94,9 @@ def _tasks_of_step(sampler, state, key, *, meta_batch_size):
 def _sampled(sampler, state, key, meta_batch_size, mesh):
     """Each device draws its own tasks, which are the same on any number of devices."""
     key = jax.random.fold_in(key, state.step)
-    own = devices.on_devices(lambda shared, indices: draw(*shared, indices), mesh)
-    return own((sampler, key), jnp.arange(meta_batch_size))
+
+    def own(shared, indices):
+        sampler, key = shared
+        return draw(sampler, key, indices)
+
+    return devices.on_devices(own, mesh)((sampler, key), jnp.arange(meta_batch_size))

@@ -191,7 +191,8 @@ def contracted_gradient(
     if not needs_losses:
 
         def here(params, own):
-            *seen, grads = _in_chunks(task_loss, params, *own, layout.side_by_side)
+            weights, tasks = own
+            *seen, grads = _in_chunks(task_loss, params, weights, tasks, layout.side_by_side)
             return seen, grads
 
         own = coefficients(None), tasks

@@ -20,8 +20,8 @@ if os.environ.get("MAML_JAX_TEST_OPTIMIZED", "0") != "1":
         quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         os.environ.setdefault("XLA_FLAGS", quick)  # Half of the time; unknown to newer ones.
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", X64)
