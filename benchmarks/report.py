@@ -21,6 +21,8 @@ img { max-width: 100% } code { background: #f4f4f4 }"""
 
 def picture(figure):
     """Draws a figure into the page itself."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
     return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
@@ -47,7 +49,6 @@ def peers(content):
         axes.set_xscale("log")
         axes.invert_yaxis()
         axes.set_xlabel("time of one outer gradient, in units of ours")
-        axes.spines[["top", "right"]].set_visible(False)
         columns = ("", "median, ms", "times ours", "gradient differs by")
         cells = [
             (
@@ -77,7 +78,6 @@ def throughput(content):
     axes.set_yscale("log")
     axes.set_xlabel("tasks of the meta-batch")
     axes.set_ylabel("tasks per second")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     columns = (*settings, "tasks", "ms", "tasks/s", "GFLOP/s", "of the roof")
     cells = [
@@ -106,7 +106,6 @@ def memory(content):
     axes.set_yscale("log")
     axes.set_xlabel("inner steps")
     axes.set_ylabel("temporary memory, MiB")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     columns = ("workload", "mode", "inner steps", "MiB", "compile s")
     cells = [

@@ -6,14 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from maml_jax import data, devices, losses
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop, MetaParams
-from maml_jax.network import assemble_network
-from maml_jax.outer_step import OuterStep, make_outer_step
+from maml_jax.network import assemble_network, assemble_outer_step
+from maml_jax.outer_step import OuterStep
 from maml_jax.recipes import Config
 from maml_jax.task_axis import is_large
 from maml_jax.tasks import Params, TaskSampler, meta_batch
@@ -116,14 +115,7 @@ def assemble(config: Config) -> Problem:
     network = assemble_network(config)
     shapes = jax.eval_shape(lambda: meta_batch(samplers["meta_train"], jax.random.key(0), 1))
     mesh = mesh_for(config, network.params, shapes)
-    outer = make_outer_step(
-        network.loss_fn,
-        network.inner,
-        _optimizer(config),
-        aggregation=config.aggregation,
-        mesh=mesh,
-        on_nonfinite=config.on_nonfinite,
-    )
+    outer = assemble_outer_step(config, network, mesh=mesh)
     return Problem(
         config=config,
         apply_fn=network.apply_fn,
@@ -192,17 +184,6 @@ _LOADERS: dict[str, Callable[[Config], data.Splits]] = {
     "fc100": lambda config: data.fc100(data_dir=config.data_dir),
     "image_folder": _image_folder,
 }
-
-
-def _optimizer(config: Config) -> optax.GradientTransformation:
-    make = optax.sgd if config.inner == "reptile" else optax.adam
-    rate = config.outer_learning_rate
-    if config.outer_decay == "cosine":
-        rate = optax.cosine_decay_schedule(rate, config.outer_steps)
-    optimizer = make(rate)
-    if config.clip == 0:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)
 
 
 def example_tasks(problem: Problem, *, num_tasks: int) -> Any:

@@ -2,21 +2,23 @@
 
 import dataclasses
 import functools
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from maml_jax import assembly, benchmarking
-from maml_jax.network import assemble_network, input_shape
-from maml_jax.outer_step import OuterStep, make_outer_step
+from maml_jax.devices import task_mesh
+from maml_jax.network import assemble_network, assemble_outer_step, input_shape
+from maml_jax.outer_step import OuterStep
 from maml_jax.recipes import Config
 from maml_jax.task_axis import TaskAxis, layout_of
 from maml_jax.tasks import Examples, Task
+
+_Setting = tuple[TaskAxis, Mesh | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,37 +73,30 @@ def measure(config: Config, *, budget: float = 60.0, repeats: int = 5) -> Iterat
     began = time.monotonic()
     side_by_side = layout_of("auto", network.params, tasks).side_by_side
     shared = assembly.mesh_for(config, network.params, tasks)
-    default = ("scan" if side_by_side == 1 else "vmap", shared.size if shared else 1)
-    for index, (axis, count) in enumerate(_settings(config.meta_batch_size, default)):
+    default: _Setting = ("scan" if side_by_side == 1 else "vmap", shared)
+    for index, (axis, mesh) in enumerate(_settings(config.meta_batch_size, default)):
         if index and time.monotonic() - began > budget:
             return
-        mesh = Mesh(np.array(jax.local_devices()[:count]), ("tasks",)) if count > 1 else None
-        outer = make_outer_step(
-            network.loss_fn,
-            network.inner,
-            optax.adam(config.outer_learning_rate),
-            task_axis=axis,
-            mesh=mesh,
-            on_nonfinite=config.on_nonfinite,
-        )
+        outer = assemble_outer_step(config, network, task_axis=axis, mesh=mesh)
         seconds, compile_seconds, temporary = _time(outer, network.params, tasks, repeats)
         yield Measured(
             task_axis=axis,
-            num_devices=count,
+            num_devices=mesh.size if mesh else 1,
             num_tasks=config.meta_batch_size,
             seconds=seconds,
             compile_seconds=compile_seconds,
             temporary_bytes=temporary,
-            is_default=(axis, count) == default,
+            is_default=(axis, mesh) == default,
         )
 
 
-def _settings(num_tasks: int, default: tuple[TaskAxis, int]) -> list[tuple[TaskAxis, int]]:
+def _settings(num_tasks: int, default: _Setting) -> list[_Setting]:
     """Ways to run the tasks, what `maml-jax train` takes first."""
-    devices = len(jax.local_devices())
-    counts = [count for count in (devices, 1) if num_tasks % count == 0]
-    axes: list[TaskAxis] = ["scan", "vmap", 4]
-    return list(dict.fromkeys([default, *((axis, count) for count in counts for axis in axes)]))
+    axes: tuple[TaskAxis, ...] = ("scan", "vmap", 4)
+    others: list[_Setting] = [
+        (axis, mesh) for mesh in (task_mesh(num_tasks), None) for axis in axes
+    ]
+    return list(dict.fromkeys([default, *others]))
 
 
 def _time(outer: OuterStep, params, tasks: Task, repeats: int) -> tuple[float, float, int | None]:
@@ -111,10 +106,9 @@ def _time(outer: OuterStep, params, tasks: Task, repeats: int) -> tuple[float, f
     step: Callable = jax.jit(outer.update).lower(state, tasks).compile()
     compile_seconds = time.monotonic() - began
     benchmarking.timed(lambda: step(state, tasks))
-    sides = {"step": lambda: benchmarking.timed(lambda: step(state, tasks))}
-    timing = benchmarking.alternate(sides, repeats=repeats)["step"]
+    seconds = tuple(benchmarking.timed(lambda: step(state, tasks)) for _ in range(repeats))
     memory = getattr(step.memory_analysis(), "temp_size_in_bytes", None)
-    return timing.median, compile_seconds, memory
+    return statistics.median(seconds), compile_seconds, memory
 
 
 def _noise(config: Config, key: jax.Array) -> Task:

@@ -1,7 +1,6 @@
 """Fair timing: alternating repeats in one process, medians, and what the machine can do."""
 
 import dataclasses
-import importlib.metadata
 import math
 import os
 import platform
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_PACKAGES = ("maml-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+from maml_jax.host import cpu_cores, library_versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,11 +105,11 @@ def machine() -> dict[str, Any]:
         "device": devices[0].device_kind,
         "num_devices": len(devices),
         "cpu": platform.processor() or platform.machine(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": cpu_cores(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        **library_versions(),
     }
 
 

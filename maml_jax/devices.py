@@ -5,13 +5,14 @@ tasks d T/D … (d + 1) T/D - 1. Parameters are on every device. Nothing but the
 crosses devices, so the inner loops of two tasks never see each other.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from maml_jax.host import cpu_cores
 
 AXIS = "tasks"
 
@@ -151,6 +152,6 @@ def use_cpu_cores() -> None:
     if jax.config.values["jax_num_cpu_devices"] > 0:
         return
     try:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", cpu_cores())
     except RuntimeError:
         return  # JAX has started: its devices are what they are.

@@ -1,4 +1,4 @@
-"""From a configuration to what needs no data: model, loss, inner loop, parameters."""
+"""From a configuration to what needs no data: model, loss, inner loop, outer step."""
 
 import dataclasses
 from typing import Any
@@ -6,12 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from maml_jax import losses, models
 from maml_jax.inner_loop import InnerLoop
 from maml_jax.learned_rates import lslr, meta_sgd
 from maml_jax.maml_family import anil, boil, fomaml, maml, reptile
+from maml_jax.outer_step import OuterStep, make_outer_step
 from maml_jax.recipes import Config
+from maml_jax.task_axis import TaskAxis
 from maml_jax.tasks import Params
 
 _SGD_LOOPS = {"maml": maml, "fomaml": fomaml, "anil": anil, "boil": boil, "reptile": reptile}
@@ -65,6 +68,31 @@ def assemble_network(config: Config) -> Network:
     )
 
 
+def assemble_outer_step(
+    config: Config, network: Network, *, task_axis: TaskAxis = "auto", mesh: Mesh | None = None
+) -> OuterStep:
+    """Builds the outer step of a configuration.
+
+    Args:
+      config: what to train.
+      network: what `assemble_network` gave.
+      task_axis: as in `make_outer_step`.
+      mesh: as in `make_outer_step`.
+
+    Returns:
+      The outer step.
+    """
+    return make_outer_step(
+        network.loss_fn,
+        network.inner,
+        _optimizer(config),
+        aggregation=config.aggregation,
+        task_axis=task_axis,
+        mesh=mesh,
+        on_nonfinite=config.on_nonfinite,
+    )
+
+
 def input_shape(config: Config) -> tuple[int, ...]:
     """Gives the shape of one example of a configuration's data set.
 
@@ -101,3 +129,14 @@ def _inner(config: Config) -> InnerLoop:
             config.inner_steps, learning_rate=config.inner_learning_rate
         )
     return _SGD_LOOPS[config.inner](optax.sgd(config.inner_learning_rate), config.inner_steps)
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    make = optax.sgd if config.inner == "reptile" else optax.adam
+    rate = config.outer_learning_rate
+    if config.outer_decay == "cosine":
+        rate = optax.cosine_decay_schedule(rate, config.outer_steps)
+    optimizer = make(rate)
+    if config.clip == 0:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip), optimizer)

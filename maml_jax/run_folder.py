@@ -1,7 +1,6 @@
 """The folder of a run: where it is, and the files in it that are not checkpoints or log."""
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -12,9 +11,8 @@ import jax
 import numpy as np
 
 from maml_jax.checks import nearest
+from maml_jax.host import library_versions
 from maml_jax.recipes import Config
-
-_PACKAGES = ("maml-jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def new_run_dir(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
@@ -63,8 +61,7 @@ def write_config(run_dir: str | os.PathLike, config: Config) -> None:
       run_dir: the run's folder; made if missing.
       config: the configuration.
     """
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    content = {"config": dataclasses.asdict(config), "versions": versions}
+    content = {"config": dataclasses.asdict(config), "versions": library_versions()}
     write_json(pathlib.Path(run_dir) / "config.json", content)
 
 

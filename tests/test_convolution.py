@@ -86,8 +86,7 @@ def _second_order(f):
 
 
 def _run(f, *args):
-    # Little optimisation: compiling these programs takes longer than running them.
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})(*args)
+    return jax.jit(f)(*args)
 
 
 @pytest.mark.parametrize("name", CASES)

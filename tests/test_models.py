@@ -29,11 +29,6 @@ def _random_variables(model, inputs):
     return jax.tree.map(lambda leaf: 0.5 * _normal(1, leaf.shape, leaf.dtype), variables)
 
 
-def _quick_jit(f):
-    # Little optimisation: compiling these programs takes longer than running them.
-    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def _numpy_norm(x, counted, scale, bias, epsilon):
     """Batch normalisation written out, with the statistics of the `counted` examples."""
     x, counted = np.asarray(x, np.float64), np.asarray(counted)
@@ -80,7 +75,7 @@ def test_norm_of_a_fully_masked_batch_is_the_identity_with_finite_derivatives(to
         return sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(loss, (0, 1))(params, x)))
 
     for f in (loss, squared_gradient):
-        grads = _quick_jit(jax.grad(f, (0, 1)))(params, x)
+        grads = jax.jit(jax.grad(f, (0, 1)))(params, x)
         assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -122,7 +117,7 @@ def test_mask_equals_dropping_the_masked_examples(name, tolerance):
     """
     model, images = IMAGE_MODELS[name], _normal(0, (5, 16, 16, 2))
     params = _random_variables(model, images)
-    apply = _quick_jit(model.apply)
+    apply = jax.jit(model.apply)
     mask = jnp.array([True, True, False, True, False])
     masked = apply(params, images, mask)
     limits = {"rtol": 1000 * tolerance, "atol": 1000 * tolerance}
@@ -140,7 +135,7 @@ def test_gradients_are_finite_for_a_fully_masked_batch(name):
     model, images = IMAGE_MODELS[name], _normal(0, (2, 16, 16, 1))
     params = _random_variables(model, images)
     mask = jnp.zeros(2, bool)
-    grads = _quick_jit(jax.grad(lambda p: (model.apply(p, images, mask) ** 2).sum()))(params)
+    grads = jax.jit(jax.grad(lambda p: (model.apply(p, images, mask) ** 2).sum()))(params)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -219,7 +214,7 @@ def test_conv4_matches_numpy(pooling, smooth, tolerance):
             x = np.mean(corners, 0) if smooth else np.max(corners, 0)
     x = x.reshape(3, -1) if pooling else x.mean((1, 2))
     expected = x @ params["head"]["kernel"] + params["head"]["bias"]
-    actual = _quick_jit(model.apply)(variables, images)
+    actual = jax.jit(model.apply)(variables, images)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1000 * tolerance)
 
 

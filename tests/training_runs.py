@@ -111,12 +111,11 @@ def at_step(step, action):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(tmp_path_factory):
-    """Compiles without most optimizations, and no program twice.
+    """Compiles no program twice.
 
     Each run builds its functions anew; the cache lets JAX find what it has compiled before.
     """
     wanted = {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
