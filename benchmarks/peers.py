@@ -8,8 +8,11 @@ FOLDER, as a process that waits while another is measured. A peer that cannot be
 or does not run is in the table with the reason. Before anything is timed, each peer's
 gradient is compared with ours on the smooth variant of the workload.
 
-On W3 ours is `run_outer_steps`, 100 steps a call, with sampling and Adam; what is asked of
-a peer is a gradient for given tasks.
+Ours shares the tasks over all CPU cores, as `maml-jax train` does.
+
+On W3 a whole outer step is timed, 100 in a row: ours by `run_outer_steps`, which samples new
+tasks and applies Adam; naive JAX with Adam, on given tasks. Of PyTorch, nothing but the
+gradient for given tasks is asked.
 """
 
 import argparse
@@ -22,11 +25,12 @@ import tempfile
 
 import jax
 import numpy as np
+import optax
 
 import maml_jax as mj
 import report_table
 import workloads
-from maml_jax import benchmarking
+from maml_jax import benchmarking, devices
 
 TORCH = "torch==2.13.0"
 ENVIRONMENTS = {
@@ -46,6 +50,8 @@ TORCH_PEERS = {
     "torchopt": "torchopt",
 }
 JAX_PEERS = {"naive_vmap": workloads.naive_gradient, "naive_loop": workloads.naive_loop}
+NUM_TASKS = {"W1": [32], "W2": [4], "W3": [25, 256]}
+NUM_STEPS = 100  # In a row, where a step is too short to be timed alone.
 TOLERANCE = 1e-3  # Float32, second order, relative to the largest entry of the gradient.
 
 
@@ -132,18 +138,22 @@ def python_of(environment, folder):
     return python
 
 
+def our_outer(workload):
+    """Builds our outer step as `maml-jax train` does, and its first state."""
+    mesh = devices.task_mesh(workload.num_tasks) if workload.name != "W3" else None
+    outer = workload.outer(mesh=mesh, on_nonfinite="propagate")
+    return outer, outer.init(workload.params)
+
+
 def our_gradient(workload):
     """Prepares our outer gradient: `() -> gradient`."""
-    outer = workload.outer(on_nonfinite="propagate")
-    state = outer.init(workload.params)
+    outer, state = our_outer(workload)
     return lambda: outer.gradient(state, workload.tasks)[0]
 
 
-def our_steps(workload, num_steps):
+def our_steps(workload):
     """Prepares outer steps with sampling, in one compiled call."""
-    outer = workload.outer(on_nonfinite="propagate")
-    state = outer.init(workload.params)
-    num_tasks = len(workload.tasks.support.targets)
+    outer, state = our_outer(workload)
 
     def steps():
         return mj.run_outer_steps(
@@ -151,19 +161,49 @@ def our_steps(workload, num_steps):
             workload.sampler,
             state,
             jax.random.key(0),
-            num_steps=num_steps,
-            meta_batch_size=num_tasks,
+            num_steps=NUM_STEPS,
+            meta_batch_size=workload.num_tasks,
         )
 
     return steps
 
 
-def our_side(workload):
-    """Prepares what is timed of ours: `() -> seconds` of one outer step or gradient."""
-    num_steps = 100 if workload.name == "W3" else 1
-    call = our_steps(workload, num_steps) if num_steps > 1 else our_gradient(workload)
-    benchmarking.timed(call)
-    return lambda: benchmarking.timed(call) / num_steps
+def naive_steps(workload, gradient):
+    """Prepares outer steps of naive JAX on the same tasks; one compiled call each, if it can be."""
+    optimizer = optax.adam(1e-3)
+
+    @jax.jit
+    def update(grads, params, opt_state):
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    def step(params, opt_state):
+        return update(gradient(params, workload.tasks), params, opt_state)
+
+    step = step if gradient.__name__ == "loop" else jax.jit(step)
+
+    def steps():
+        carry = workload.params, optimizer.init(workload.params)
+        for _ in range(NUM_STEPS):
+            carry = step(*carry)
+        return carry
+
+    return steps
+
+
+def side_of(workload, gradient=None):
+    """Prepares what is timed of JAX: `() -> seconds` of one outer step or gradient.
+
+    Args:
+      workload: the workload.
+      gradient: of naive JAX; None is ours.
+    """
+    if workload.name == "W3":
+        call = our_steps(workload) if gradient is None else naive_steps(workload, gradient)
+        return lambda: benchmarking.timed(call) / NUM_STEPS
+    if gradient is None:
+        return functools.partial(benchmarking.timed, our_gradient(workload))
+    return lambda: benchmarking.timed(lambda: gradient(workload.params, workload.tasks))
 
 
 def make_sides(options, name, num_tasks):
@@ -171,16 +211,14 @@ def make_sides(options, name, num_tasks):
     smooth = workloads.make(name, num_tasks=num_tasks, smooth=True)
     workload = workloads.make(name, num_tasks=num_tasks)
     want = flat(our_gradient(smooth)())
-    sides, errors, failures, peers = {"maml_jax": our_side(workload)}, {}, {}, []
+    sides, errors, failures, peers = {"maml_jax": side_of(workload)}, {}, {}, []
+    sides["maml_jax"]()
     for peer in options.peers:
         try:
             if peer in JAX_PEERS:
                 gradient = JAX_PEERS[peer](smooth)
                 got = flat(gradient(smooth.params, smooth.tasks))
-                timed = functools.partial(
-                    JAX_PEERS[peer](workload), workload.params, workload.tasks
-                )
-                side = functools.partial(benchmarking.timed, timed)
+                side = side_of(workload, JAX_PEERS[peer](workload))
             else:
                 python = python_of(TORCH_PEERS[peer], options.environments)
                 check = TorchPeer(python, peer, smooth)
@@ -232,24 +270,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3"])
     parser.add_argument("--peers", nargs="+", default=[*JAX_PEERS, *TORCH_PEERS])
-    parser.add_argument("--num-tasks", nargs="+", type=int, default=[None])
+    parser.add_argument("--num-tasks", nargs="+", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=7)
     here = pathlib.Path(__file__).parent
     parser.add_argument("--environments", type=pathlib.Path, default=here / "environments")
     parser.add_argument("--output", type=pathlib.Path, default=here / "results" / "peers.json")
     options = parser.parse_args()
+    devices.use_cpu_cores()
     results = []
     for name in options.workloads:
-        for num_tasks in options.num_tasks:
+        for num_tasks in options.num_tasks or NUM_TASKS[name]:
             result = compare(options, name, num_tasks)
             results.append(result)
             report_table.show(
-                f"{name}, ms per outer gradient",
+                f"{name}, {num_tasks} tasks, ms",
                 [
                     (
                         row["peer"],
-                        f"{1e3 * row['median']:.1f}",
-                        " - ".join(f"{1e3 * value:.1f}" for value in row["quartiles"]),
+                        f"{1e3 * row['median']:.2f}",
+                        " - ".join(f"{1e3 * value:.2f}" for value in row["quartiles"]),
                         f"{row['ratio']:.2f}",
                     )
                     for row in result["rows"]

@@ -69,7 +69,7 @@ def throughput(content):
     rows = [row for row in content["results"] if "median" in row]
     figure = Figure(figsize=(8, 4))
     axes = figure.add_subplot()
-    settings = ("workload", "axis", "dtype", "shot", "num_steps", "devices")
+    settings = ("workload", "axis", "dtype", "way", "shot", "num_steps", "devices")
     for key in dict.fromkeys(tuple(row[name] for name in settings) for row in rows):
         line = [row for row in rows if tuple(row[name] for name in settings) == key]
         rates = [row["num_tasks"] / row["median"] for row in line]
@@ -79,7 +79,8 @@ def throughput(content):
     axes.set_xlabel("tasks of the meta-batch")
     axes.set_ylabel("tasks per second")
     axes.legend(frameon=False, fontsize=8)
-    columns = (*settings, "tasks", "ms", "tasks/s", "GFLOP/s", "of the roof")
+    rows = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
+    columns = (*settings, "tasks", "ms", "tasks/s", "GFLOP/s", "of products", "of copies")
     cells = [
         (
             *(row[name] for name in settings),
@@ -88,6 +89,7 @@ def throughput(content):
             f"{row['num_tasks'] / row['median']:.0f}",
             f"{row['flops_per_second'] / 1e9:.0f}",
             f"{row['roof_fraction']:.0%}",
+            f"{row['copy_fraction']:.0%}",
         )
         for row in rows
     ]
@@ -96,29 +98,32 @@ def throughput(content):
 
 def memory(content):
     """Temporary memory against inner steps, one line a mode."""
+    rows = [(row, f"{row['temporary_bytes'] / 2**20:.0f}") for row in content["results"]]
+    return against_inner_steps(rows, ("temporary memory, MiB",))
+
+
+def compile_time(content):
+    """Seconds to compile against inner steps, one line a mode."""
+    names = ("compile_seconds", "again_seconds", "trace_seconds")
+    rows = [(row, *(f"{row[name]:.1f}" for name in names)) for row in content["results"]]
+    return against_inner_steps(rows, ("compile, s", "again, from the cache, s", "trace, s"))
+
+
+def against_inner_steps(rows, names):
+    """A table of (result, *numbers) and a plot of the first number, one line a mode."""
     figure = Figure(figsize=(8, 4))
     axes = figure.add_subplot()
-    for mode in dict.fromkeys(row["mode"] for row in content["results"]):
-        line = [row for row in content["results"] if row["mode"] == mode]
-        mebibytes = [row["temporary_bytes"] / 2**20 for row in line]
-        axes.plot([row["num_steps"] for row in line], mebibytes, "o-", label=mode)
+    for mode in dict.fromkeys(row["mode"] for row, *_ in rows):
+        line = [(row["num_steps"], float(value)) for row, value, *_ in rows if row["mode"] == mode]
+        axes.plot(*zip(*line, strict=True), "o-", label=mode)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("inner steps")
-    axes.set_ylabel("temporary memory, MiB")
+    axes.set_ylabel(names[0])
     axes.legend(frameon=False)
-    columns = ("workload", "mode", "inner steps", "MiB", "compile s")
-    cells = [
-        (
-            row["workload"],
-            row["mode"],
-            row["num_steps"],
-            f"{row['temporary_bytes'] / 2**20:.0f}",
-            f"{row['compile_seconds']:.1f}",
-        )
-        for row in content["results"]
-    ]
-    return picture(figure) + table(columns, cells)
+    settings = ("workload", "mode", "num_steps")
+    cells = [(*(row[name] for name in settings), *values) for row, *values in rows]
+    return picture(figure) + table(("workload", "mode", "inner steps", *names), cells)
 
 
 def kernels(content):
@@ -137,7 +142,13 @@ def kernels(content):
     return table(columns, cells)
 
 
-SECTIONS = {"peers": peers, "throughput": throughput, "memory": memory, "kernels": kernels}
+SECTIONS = {
+    "peers": peers,
+    "throughput": throughput,
+    "memory": memory,
+    "compile_time": compile_time,
+    "kernels": kernels,
+}
 
 
 def main():

@@ -4,8 +4,9 @@
         filters and stride 2, 1 inner step, 32 tasks
     W2  mini-ImageNet: as W1, but 84x84x3, 32 filters, max-pooling, 5 inner steps, 4 tasks
     W3  sinusoid: 10 support and 10 query points, network 1-40-40-1, 1 inner step, 25 tasks
+    W4  as W2, but ResNet12, 1 inner step, 2 tasks
 
-Convolutions are padded by one pixel on each side, as PyTorch does it, so that every peer
+3x3 convolutions are padded by one pixel on each side, as PyTorch does it, so that every peer
 computes the same function. Images are noise: the work does not depend on what is in them.
 "Smooth" variants have softplus and mean-pooling in place of ReLU and max-pooling, so that
 two correct programs agree in second order too; a kink or a tie may fall to either side.
@@ -25,6 +26,14 @@ from flax import linen as nn
 import maml_jax as mj
 from maml_jax.convolution import convolution
 from maml_jax.gradients import loss_and_metrics
+from maml_jax.pooling import mean_pool
+
+MODES = {
+    "reverse": {},
+    "reverse, remat": {"remat": True},
+    "mixed": {"differentiate": "mixed"},
+    "first order": {"first_order": True},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +41,7 @@ class Workload:
     """One workload, ready to run.
 
     Attributes:
-      name: "W1", "W2" or "W3".
+      name: "W1", "W2", "W3" or "W4".
       loss_fn: the loss of one set of examples, by our convolution.
       naive_loss_fn: the same with `lax.conv_general_dilated`.
       params: initial parameters.
@@ -53,10 +62,14 @@ class Workload:
     learning_rate: float
     smooth: bool = False
 
+    @property
+    def num_tasks(self) -> int:
+        """Number of tasks of the meta-batch."""
+        return len(self.tasks.support.targets)
+
     def inner(self, **options: Any) -> mj.InnerLoop:
-        """Gives the inner loop, with other settings than the workload's if asked."""
-        num_steps = options.pop("num_steps", self.num_steps)
-        return mj.maml(optax.sgd(self.learning_rate), num_steps, **options)
+        """Gives the inner loop."""
+        return mj.maml(optax.sgd(self.learning_rate), self.num_steps, **options)
 
     def outer(self, **options: Any) -> mj.OuterStep:
         """Gives our outer step, with Adam."""
@@ -72,6 +85,7 @@ def make(
     way: int = 5,
     shot: int = 1,
     query_shot: int = 15,
+    num_steps: int | None = None,
     smooth: bool = False,
     dtype: Any = None,
     seed: int = 0,
@@ -79,11 +93,12 @@ def make(
     """Makes a workload.
 
     Args:
-      name: "W1", "W2" or "W3".
+      name: "W1", "W2", "W3" or "W4".
       num_tasks: tasks of the meta-batch; those of the workload by default.
       way: classes of a task (W1, W2).
       shot: support examples of a class (W1, W2).
       query_shot: query examples of a class (W1, W2).
+      num_steps: inner steps; those of the workload by default.
       smooth: whether to have softplus and mean-pooling.
       dtype: of the activations (W1, W2); None is that of the parameters.
       seed: of parameters and tasks.
@@ -92,13 +107,15 @@ def make(
       The workload.
     """
     if name == "W3":
-        return _sinusoid(num_tasks or 25, smooth, seed)
-    default_tasks, size, model, num_steps, learning_rate = {
+        return _sinusoid(num_tasks or 25, num_steps or 1, smooth, seed)
+    default_tasks, size, model, default_steps, learning_rate = {
         "W1": (32, (28, 28, 1), mj.models.Conv4.omniglot(way), 1, 0.4),
         "W2": (4, (84, 84, 3), mj.models.Conv4.mini_imagenet(way), 5, 0.05),
+        "W4": (2, (84, 84, 3), mj.models.ResNet12(way), 1, 0.05),
     }[name]
-    changes = {"activation": nn.softplus, "pool": lambda a, b: (a + b) / 2} if smooth else {}
-    model = model.clone(dtype=dtype, **changes)
+    if smooth:  # Conv4 only.
+        model = model.clone(activation=nn.softplus, pool=mean_pool)
+    model = model.clone(dtype=dtype)
     losses = [
         mj.losses.classification(model.clone(conv_general_dilated=_padded(conv)).apply)
         for conv in (convolution, jax.lax.conv_general_dilated)
@@ -114,7 +131,7 @@ def make(
             sampler, jax.random.fold_in(key, 1), num_tasks or default_tasks
         ),
         sampler=sampler,
-        num_steps=num_steps,
+        num_steps=num_steps or default_steps,
         learning_rate=learning_rate,
         smooth=smooth,
     )
@@ -123,7 +140,8 @@ def make(
 def _padded(conv: Callable) -> Callable:
     def padded(lhs, rhs, window_strides, padding, **options):
         del padding
-        return conv(lhs, rhs, window_strides, ((1, 1), (1, 1)), **options)
+        pads = [(size // 2, size // 2) for size in rhs.shape[:-2]]
+        return conv(lhs, rhs, window_strides, pads, **options)
 
     return padded
 
@@ -141,7 +159,7 @@ def _noise(key: jax.Array, *, size, way: int, shot: int, query_shot: int) -> mj.
     return mj.Task(support=examples(support_key, shot), query=examples(query_key, query_shot))
 
 
-def _sinusoid(num_tasks: int, smooth: bool, seed: int) -> Workload:
+def _sinusoid(num_tasks: int, num_steps: int, smooth: bool, seed: int) -> Workload:
     model = mj.models.Mlp(activation=nn.softplus if smooth else nn.relu)
     loss_fn = mj.losses.regression(model.apply)
     sampler = mj.data.sinusoid(shot=10, query_shot=10)
@@ -153,10 +171,27 @@ def _sinusoid(num_tasks: int, smooth: bool, seed: int) -> Workload:
         params=jax.jit(model.init)(jax.random.fold_in(key, 0), jnp.zeros((1, 1))),
         tasks=mj.meta_batch(sampler, jax.random.fold_in(key, 1), num_tasks),
         sampler=sampler,
-        num_steps=1,
+        num_steps=num_steps,
         learning_rate=0.01,
         smooth=smooth,
     )
+
+
+def lowered_gradient(name: str, num_tasks: int, num_steps: int, mode: str) -> Any:
+    """Traces our outer gradient of a workload.
+
+    Args:
+      name: the workload.
+      num_tasks: tasks of the meta-batch.
+      num_steps: inner steps.
+      mode: how the inner loop is differentiated, one of `MODES`.
+
+    Returns:
+      What `jax.jit(...).lower` gives; compile it.
+    """
+    workload = make(name, num_tasks=num_tasks, num_steps=num_steps)
+    outer = workload.outer(inner=workload.inner(**MODES[mode]), on_nonfinite="propagate")
+    return jax.jit(outer.gradient).lower(outer.init(workload.params), workload.tasks)
 
 
 def naive_gradient(workload: Workload) -> Callable[[Any, mj.Task], Any]:
@@ -189,16 +224,15 @@ def naive_loop(workload: Workload) -> Callable[[Any, mj.Task], Any]:
     grad = jax.jit(jax.grad(naive_task_loss(workload)))
     add = jax.jit(functools.partial(jax.tree.map, jnp.add))
 
-    def gradient(params, tasks):
-        num_tasks = len(tasks.support.targets)
+    def loop(params, tasks):
         total = None
-        for index in range(num_tasks):
+        for index in range(workload.num_tasks):
             task = jax.tree.map(lambda leaf, i=index: leaf[i], tasks)
             grads = grad(params, task)
             total = grads if total is None else add(total, grads)
-        return jax.tree.map(lambda leaf: leaf / num_tasks, total)
+        return jax.tree.map(lambda leaf: leaf / workload.num_tasks, total)
 
-    return gradient
+    return loop
 
 
 def naive_task_loss(workload: Workload) -> Callable[[Any, mj.Task], jax.Array]:

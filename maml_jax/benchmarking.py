@@ -7,7 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -142,8 +142,20 @@ def copy_rate(*, num_bytes: int = 2**28) -> Callable[[], float]:
     return _prepared(lambda: copy(array))
 
 
-def flops(function: Callable, *arguments: Any) -> float:
-    """Counts the floating-point operations of a program, as XLA does.
+class Cost(NamedTuple):
+    """What a program does.
+
+    Attributes:
+      flops: floating-point operations; NaN if the backend does not tell.
+      num_bytes: bytes that its operations read and write, caches left aside; NaN likewise.
+    """
+
+    flops: float
+    num_bytes: float
+
+
+def cost(function: Callable, *arguments: Any) -> Cost:
+    """Counts what a program does, as XLA does.
 
     XLA counts the body of a loop once: give it a function without `lax.scan`.
 
@@ -152,10 +164,10 @@ def flops(function: Callable, *arguments: Any) -> float:
       *arguments: arrays, or their shapes.
 
     Returns:
-      The number of operations; NaN if the backend does not tell.
+      The cost.
     """
     analysis = jax.jit(function).lower(*arguments).compile().cost_analysis() or {}
-    return float(analysis.get("flops", math.nan))
+    return Cost(*(float(analysis.get(name, math.nan)) for name in ("flops", "bytes accessed")))
 
 
 def relative_error(got: Any, want: Any) -> float:

@@ -24,6 +24,7 @@ from jax import lax
 
 from maml_jax.convolution import convolution
 from maml_jax.model_inputs import as_floats, as_images, check_width
+from maml_jax.pooling import max_pool
 
 
 class BatchStatisticsNorm(nn.Module):
@@ -133,12 +134,6 @@ class Mlp(nn.Module):
         return _dense(last, kernel_init=self.kernel_init)(x)
 
 
-def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    # The derivative of `jnp.max` divides by how many inputs equal the maximum. Where XLA recomputes
-    # one side with another rounding none does: NaN, seen at xla_backend_optimization_level 0.
-    return jnp.where(a > b, a, b)
-
-
 class Conv4(nn.Module):
     """Four convolution blocks and a linear head: the network of the MAML paper.
 
@@ -156,8 +151,7 @@ class Conv4(nn.Module):
       features: number of filters of every block; static.
       pooling: whether to pool, instead of striding.
       activation: function after the norm; a smooth one makes second-order gradients comparable.
-      pool: combines two neighbours, in height, then in width. Default: the larger, whose
-        gradient goes to one of them at ties. `lambda a, b: (a + b) / 2` is smooth.
+      pool: from `[N, H, W, C]` to `[N, H // 2, W // 2, C]`; `pooling.mean_pool` is smooth.
       dtype: dtype of the activations, such as `jnp.bfloat16`; parameters, statistics and
         logits keep theirs. None promotes inputs and parameters.
       conv_general_dilated: the convolution, with the arguments of that of `jax.lax`.
@@ -177,7 +171,7 @@ class Conv4(nn.Module):
     features: int = 64
     pooling: bool = False
     activation: Callable[[jax.Array], jax.Array] = nn.relu
-    pool: Callable[[jax.Array, jax.Array], jax.Array] = _larger
+    pool: Callable[[jax.Array], jax.Array] = max_pool
     dtype: Any = None
     conv_general_dilated: Callable[..., jax.Array] = convolution
 
@@ -201,7 +195,7 @@ class Conv4(nn.Module):
             layer = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
             block = _ConvNorm(self.features, 3, stride, name=f"block_{i}", **layer)
             x = self.activation(block(x, mask))
-            x = _pool(x, self.pool) if self.pooling else x
+            x = self.pool(x) if self.pooling else x
         return _dense(self.num_classes)(x.reshape(len(x), -1) if self.pooling else x.mean((1, 2)))
 
 
@@ -218,6 +212,7 @@ class ResNet12(nn.Module):
       num_classes: number of outputs, the ways of a task; static.
       features: number of filters of each block; static.
       dtype: dtype of the activations, as in `Conv4`.
+      conv_general_dilated: the convolution, as in `Conv4`.
 
     Raises:
       ValueError: if the images are not floats `[N, H, W, C]`, below `2**len(features)` pixels,
@@ -240,14 +235,16 @@ class ResNet12(nn.Module):
     num_classes: int
     features: Sequence[int] = (64, 128, 256, 512)
     dtype: Any = None
+    conv_general_dilated: Callable[..., jax.Array] = convolution
 
     @nn.compact
     def __call__(self, inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Maps images `[N, H, W, C]` to logits `[N, num_classes]`."""
         x = as_images(inputs, smallest=2 ** len(self.features))
         check_width(x, self.variables, "block_0/shortcut/conv")
+        layer = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
         for i, width in enumerate(self.features):
-            x = _ResidualBlock(width, self.dtype, name=f"block_{i}")(x, mask)
+            x = _ResidualBlock(width, **layer, name=f"block_{i}")(x, mask)
         return _dense(self.num_classes)(x.mean((1, 2)))
 
 
@@ -256,7 +253,7 @@ class _ConvNorm(nn.Module):
     kernel_size: int
     stride: int
     dtype: Any
-    conv_general_dilated: Callable[..., jax.Array] = convolution
+    conv_general_dilated: Callable[..., jax.Array]
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -270,24 +267,18 @@ class _ConvNorm(nn.Module):
 class _ResidualBlock(nn.Module):
     features: int
     dtype: Any
+    conv_general_dilated: Callable[..., jax.Array]
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        shortcut = _ConvNorm(self.features, 1, 1, self.dtype, name="shortcut")(x, mask)
+        layer = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
+        shortcut = _ConvNorm(self.features, 1, 1, **layer, name="shortcut")(x, mask)
         for i in range(3):
-            x = _ConvNorm(self.features, 3, 1, self.dtype, name=f"layer_{i}")(x, mask)
+            x = _ConvNorm(self.features, 3, 1, **layer, name=f"layer_{i}")(x, mask)
             x = nn.leaky_relu(x if i < 2 else x + shortcut, 0.1)
-        return _pool(x, _larger)
+        return max_pool(x)
 
 
 def _dense(width: int, name: str = "head", **options: Any) -> nn.Dense:
     # dtype stays None: behind bfloat16 blocks, float32 parameters make float32 logits.
     return nn.Dense(width, name=name, param_dtype=jnp.result_type(float), **options)
-
-
-def _pool(x: jax.Array, pool: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    """Combines 2x2 windows of `[N, H, W, C]`, leaving out an odd last row or column."""
-    n, height, width, channels = x.shape[0], x.shape[1] // 2, x.shape[2] // 2, x.shape[3]
-    windows = x[:, : 2 * height, : 2 * width].reshape(n, height, 2, width, 2, channels)
-    rows = pool(windows[:, :, 0], windows[:, :, 1])
-    return pool(rows[:, :, :, 0], rows[:, :, :, 1])

@@ -4,11 +4,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from maml_jax import checks, devices
 from maml_jax.inner_checks import check_count
 from maml_jax.outer_step import OuterState, OuterStep, raise_if_nonfinite
-from maml_jax.tasks import TaskSampler, as_key, draw
+from maml_jax.tasks import Task, TaskSampler, as_key, draw
+
+_DRAWN_BYTES = 2**20
 
 
 def run_outer_steps(
@@ -30,7 +33,8 @@ def run_outer_steps(
       sampler: a pure function from a key to one `Task`. Make it a `jax.tree_util.Partial`
         over large arrays, so that they are arguments of the compiled call and not constants
         in it; the samplers of `maml_jax.data` are.
-      state: where to start; not consumed.
+      state: where to start; not consumed. From the second step on, the call updates a copy
+        of its own in place.
       key: random key of the whole run, or an integer seed.
       num_steps: number of outer steps; static, at least 1.
       meta_batch_size: number `T` of tasks of each; static, at least 1.
@@ -71,7 +75,9 @@ def run_outer_steps(
             raise_if_nonfinite(
                 outer.explain,
                 new_state,
-                lambda: _tasks_of_step(sampler, new_state, key, meta_batch_size=meta_batch_size),
+                lambda: _tasks_of_step(
+                    sampler, new_state.step, key, meta_batch_size=meta_batch_size
+                ),
                 metrics["n_nonfinite"][made],
             )
     return new_state, metrics
@@ -79,21 +85,45 @@ def run_outer_steps(
 
 @functools.partial(jax.jit, static_argnames=("outer", "num_steps", "meta_batch_size"))
 def _scanned_steps(sampler, state, key, *, outer, num_steps, meta_batch_size):
-    def step(state, _):
-        tasks = _sampled(sampler, state, key, meta_batch_size, outer.mesh)
-        return outer.update(state, tasks)
+    def sampled(step):
+        return _sampled(sampler, step, key, meta_batch_size, outer.mesh)
 
-    return jax.lax.scan(step, state, length=num_steps)
+    at_once = _steps_per_draw(jax.eval_shape(sampled, state.step), num_steps, outer.mesh)
+
+    def several(state, _):
+        first = state.step
+        drawn = jax.vmap(sampled)(first + jnp.arange(at_once)) if at_once > 1 else None
+
+        def one(state, _):
+            # By the state's step, which stays where it is at a failure: so do the tasks.
+            if drawn is None:
+                return outer.update(state, sampled(state.step))
+            return outer.update(state, jax.tree.map(lambda a: a[state.step - first], drawn))
+
+        return jax.lax.scan(one, state, length=at_once)
+
+    state, metrics = jax.lax.scan(several, state, length=num_steps // at_once)
+    return state, jax.tree.map(lambda values: values.reshape(num_steps), metrics)
+
+
+def _steps_per_draw(tasks: Task, num_steps: int, mesh: Mesh | None) -> int:
+    """Chooses for how many steps tasks are drawn at once: a divisor of the number of steps.
+
+    Small tasks are cheap to hold, and the fixed cost of drawing them is then paid once.
+    """
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tasks))
+    most = 1 if mesh is not None else max(1, _DRAWN_BYTES // num_bytes)
+    return max(n for n in range(1, num_steps + 1) if num_steps % n == 0 and n <= most)
 
 
 @functools.partial(jax.jit, static_argnames="meta_batch_size")
-def _tasks_of_step(sampler, state, key, *, meta_batch_size):
-    return _sampled(sampler, state, key, meta_batch_size, None)
+def _tasks_of_step(sampler, step, key, *, meta_batch_size):
+    return _sampled(sampler, step, key, meta_batch_size, None)
 
 
-def _sampled(sampler, state, key, meta_batch_size, mesh):
+def _sampled(sampler, step, key, meta_batch_size, mesh):
     """Each device draws its own tasks, which are the same on any number of devices."""
-    key = jax.random.fold_in(key, state.step)
+    key = jax.random.fold_in(key, step)
 
     def own(shared, indices):
         sampler, key = shared

@@ -98,8 +98,9 @@ def make_outer_step(
     it, averaged over the tasks that count, whatever the aggregation; `grad_norm`;
     `n_valid`, the number of tasks that count (not masked, weight not 0, not skipped);
     `n_nonfinite`; `effective_tasks`, (Σc)²/Σc² of the coefficients; and, for aggregations
-    from level NORMS up, `gain`, `divisor` and `coherence` (see `maml_jax.reduction`). When
-    no task counts, parameters and optimizer state stay as they are.
+    from level NORMS up, `gain`, `divisor` and `coherence` (see `maml_jax.reduction`);
+    `side_by_side`, how many tasks each device ran at once. When no task counts, parameters
+    and optimizer state stay as they are.
 
     Args:
       loss_fn: loss of parameters on one set of examples, a scalar, or a scalar and a dict

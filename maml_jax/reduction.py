@@ -99,7 +99,8 @@ def reduce_meta_batch(
         else functools.partial(_per_task, skip_nonfinite=skip_nonfinite)
     )
     parts = path(task_loss, params, tasks, aggregation, state, evidence, layout)
-    return Reduced(grads=parts.grads, aggregation_state=parts.state, metrics=_metrics(parts, valid))
+    metrics = {**_metrics(parts, valid), "side_by_side": jnp.asarray(layout.side_by_side)}
+    return Reduced(grads=parts.grads, aggregation_state=parts.state, metrics=metrics)
 
 
 def _contracted(task_loss, params, tasks, aggregation, state, evidence, layout) -> _Parts:

@@ -30,9 +30,12 @@ def test_no_repeat_is_refused():
         benchmarking.alternate({}, repeats=0)
 
 
-def test_flops_of_a_product():
-    count = benchmarking.flops(lambda a, b: a @ b, jnp.ones((8, 16)), jnp.ones((16, 4)))
-    assert count == pytest.approx(2 * 8 * 16 * 4, rel=0.1)
+def test_cost_of_a_product():
+    factors = jnp.ones((8, 16)), jnp.ones((16, 4))
+    cost = benchmarking.cost(lambda a, b: a @ b, *factors)
+    assert cost.flops == pytest.approx(2 * 8 * 16 * 4, rel=0.1)
+    entries = 8 * 16 + 16 * 4 + 8 * 4
+    assert cost.num_bytes == pytest.approx(entries * factors[0].dtype.itemsize, rel=0.1)
 
 
 def test_relative_error_is_of_the_largest_entry():
@@ -57,7 +60,8 @@ def test_programs_measure_write_and_report(tmp_path):
     """Oracle: the naive program computes the same gradient, and every file reaches the page."""
     results = tmp_path / "results"
     output = ("--output", results / "peers.json", "--repeats", 1)
-    said = run("peers.py", "--workloads", "W3", "--peers", "naive_vmap", *output)
+    tasks = ("--num-tasks", 25)
+    said = run("peers.py", "--workloads", "W3", *tasks, "--peers", "naive_vmap", *output)
     assert "times ours" in said
     (peers,) = json.loads((results / "peers.json").read_text())["results"]
     by_name = {row["peer"]: row for row in peers["rows"]}
@@ -73,8 +77,25 @@ def test_programs_measure_write_and_report(tmp_path):
     assert [row["num_steps"] for row in rows] == [1, 8, 1, 8]
     assert all(row["temporary_bytes"] > 0 for row in rows)
 
+    run(
+        "compile_time.py",
+        *("--workloads", "W3", "--inner-steps", 1, "--modes", "mixed"),
+        *("--output", results / "compile_time.json"),
+    )
+    (row,) = json.loads((results / "compile_time.json").read_text())["results"]
+    assert 0 < row["again_seconds"] < row["compile_seconds"]
+
+    run(
+        "throughput.py",
+        *("--workloads", "W3", "--num-tasks", 2, "--repeats", 1),
+        *("--output", results / "throughput.json"),
+    )
+    (row,) = json.loads((results / "throughput.json").read_text())["results"]
+    assert 0 < row["roof_fraction"] < 1
+    assert row["copy_fraction"] > 0
+
     run("report.py", "--results", results)
     page = (results / "report.html").read_text()
     assert "naive_vmap" in page
-    assert page.count("data:image/png;base64") == 2
+    assert page.count("data:image/png;base64") == 4
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
+from maml_jax import convolution_cpu, convolution_products
 from maml_jax.convolution import convolution
 
 X64 = os.environ.get("MAML_JAX_TEST_X64", "1") == "1"
@@ -123,11 +125,16 @@ def test_vmap_over_kernels_matches_a_loop_over_lax(name, shared_inputs):
     _assert_close(actual, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected))
 
 
-def _lowered(f, name):
+def _program(f, *args, platform="tpu"):
+    """The program of an accelerator, which no device has to be there for."""
+    return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
+def _lowered(f, name, **options):
     size, window, *_ = CASES[name]
-    kernels = _normal(2, (3, *window, 2, 4))
-    inputs = _normal(3, (3, 2, *size, 2))
-    return jax.jit(jax.vmap(_second_order(f))).lower(inputs, kernels).as_text()
+    kernels = _normal(2, (3, *window, 2, 4)).astype(jnp.float32)
+    inputs = _normal(3, (3, 2, *size, 2)).astype(jnp.float32)
+    return _program(jax.vmap(_second_order(f)), inputs, kernels, **options)
 
 
 @pytest.mark.parametrize("name", ["1x1", "3x3_stride_2_same", "3x3_explicit", "1d_stride_2"])
@@ -140,9 +147,55 @@ def test_vmapped_program_has_products_and_no_convolution(name):
     assert "stablehlo.convolution" in _lowered(oracle, name)
 
 
+def test_on_a_cpu_every_convolution_has_one_kernel(monkeypatch):
+    """A grouped one, or one with dilated inputs, would be what makes naive `vmap` slow."""
+    monkeypatch.setattr(convolution_cpu, "_LOOP_FLOPS", 0)
+    ours, _ = _both(*CASES["3x3_stride_2_same"][2:])
+    text = _lowered(ours, "3x3_stride_2_same", platform="cpu")
+    found = re.findall(r"stablehlo.convolution.*", text)
+    assert found
+    for line in found:
+        assert "feature_group_count = 1 " in line
+        assert "batch_group_count = 1 " in line
+        assert "lhs_dilate = [1, 1]" in line
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", [*CASES, "1x2_strides_3", "5x2_strides_2_3"])
+def test_forms_of_a_cpu_match_the_products(name, batch, monkeypatch):
+    """Oracle: the products; loops and groups of examples are forced."""
+    monkeypatch.setattr(convolution_cpu, "_LOOP_FLOPS", 0)
+    monkeypatch.setattr(convolution_cpu, "_CACHE_BYTES", 64)
+    more = {
+        "1x2_strides_3": ((9, 8), (1, 2), (3, 3), ((0, 0), (1, 0))),
+        "5x2_strides_2_3": ((7, 9), (5, 2), (2, 3), ((2, 2), (0, 3))),
+    }
+    size, window, strides, padding = {**CASES, **more}[name]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(size, window, strides, padding)
+    geometry = convolution_products.Geometry(
+        inputs=size,
+        window=window,
+        strides=strides,
+        pads=tuple(padding),
+        dilation=(1,) * len(size),
+        precision="highest",
+    )
+    x, w, g = (
+        _normal(seed, (batch, *shape)).astype(jnp.float32)
+        for seed, shape in enumerate([(6, *size, 2), (*window, 2, 4), (6, *geometry.outputs, 4)])
+    )
+    for operation, args in {"conv": (x, w), "spread": (g, w), "gather": (x, g)}.items():
+        actual, expected = (
+            getattr(forms, operation)(*args, geometry=geometry)
+            for forms in (convolution_cpu, convolution_products)
+        )
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4, err_msg=operation)
+
+
 def test_pointwise_kernel_needs_no_slices():
     ours, _ = _both((1, 1), "SAME")
-    text = jax.jit(ours).lower(*_arrays((5, 6), (1, 1))).as_text()
+    text = _program(ours, *_arrays((5, 6), (1, 1)))
     assert "slice" not in text
     assert "concatenate" not in text
 
@@ -201,7 +254,7 @@ def test_dilation_and_groups_are_products_too(channels, options):
     )
     for order in (_first_order, _second_order):
         _assert_close(_run(order(ours), x, w), _run(order(oracle), x, w))
-    assert "stablehlo.convolution" not in jax.jit(_second_order(ours)).lower(x, w).as_text()
+    assert "stablehlo.convolution" not in _program(_second_order(ours), x, w)
 
 
 @pytest.mark.parametrize("name", ["3x3_explicit", "1d_stride_2"])
@@ -285,4 +338,4 @@ def test_flax_layer_takes_it_as_it_is(kernel_size, padding):
     _, shapes = jax.eval_shape(oracle.init_with_output, jax.random.key(0), x)
     params = jax.tree.map(lambda leaf: _normal(1, leaf.shape), shapes)
     _assert_close(ours.apply(params, x), oracle.apply(params, x))
-    assert "stablehlo.convolution" not in jax.jit(ours.apply).lower(params, x).as_text()
+    assert "stablehlo.convolution" not in _program(ours.apply, params, x)

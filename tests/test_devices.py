@@ -59,6 +59,8 @@ def test_devices_share_the_tasks(rule, axis, tolerance):
     got, metrics = gradient(outer_step(rule, 2, axis), mask=MASK, **weights)
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
     assert int(metrics["n_valid"]) == 4
+    assert int(metrics["side_by_side"]) == {"scan": 1, "vmap": 4, 3: 3}[axis]
+    assert int(facts.pop("side_by_side")) == 1
     for name, value in facts.items():
         np.testing.assert_allclose(metrics[name], value, rtol=10 * tolerance, err_msg=name)
 

@@ -48,10 +48,13 @@ CHAIN = [
 ]
 LEAVES = {
     "benchmarking": {"host"},
-    "bilinear": set(),
+    "convolution_products": set(),
+    "convolution_cpu": {"convolution_products"},
+    "bilinear": {"convolution_products", "convolution_cpu"},
     "convolution": {"bilinear"},
     "model_inputs": set(),
-    "models": {"convolution", "model_inputs"},
+    "pooling": set(),
+    "models": {"convolution", "model_inputs", "pooling"},
     "data": {"tasks"},
     "plots": set(),
 }

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from maml_jax.models import BatchStatisticsNorm, Conv4, Mlp, ResNet12
+from maml_jax.pooling import mean_pool
 
 
 def _normal(seed, shape, dtype=None):
@@ -197,7 +198,7 @@ def _numpy_conv(x, kernel, stride):
 @pytest.mark.parametrize(("pooling", "smooth"), [(False, False), (True, False), (True, True)])
 def test_conv4_matches_numpy(pooling, smooth, tolerance):
     """Oracle: the network written out in numpy, on 17 pixels so that pooling drops a row."""
-    options = {"activation": nn.softplus, "pool": lambda a, b: (a + b) / 2} if smooth else {}
+    options = {"activation": nn.softplus, "pool": mean_pool} if smooth else {}
     model = _small_conv4(pooling=pooling, **options)
     images = _normal(0, (3, 17, 17, 2))
     variables = _random_variables(model, images)

@@ -10,6 +10,7 @@ import pytest
 
 import maml_jax as mj
 import problems
+from maml_jax import outer_loop
 
 SAMPLER = mj.data.sinusoid(shot=4, query_shot=5)
 LOSS = mj.losses.regression(problems.apply_network)
@@ -55,6 +56,23 @@ def test_calls_with_one_key_go_on_where_the_last_stopped(tolerance):
     assert not np.allclose(first["query_loss"], second["query_loss"])
     _, other = run(start(outer), 4, num_steps=2)
     assert not np.allclose(first["query_loss"], other["query_loss"])
+
+
+@pytest.mark.parametrize("steps_at_once", [1, 2])
+def test_tasks_are_the_same_however_many_are_drawn_at_once(steps_at_once, monkeypatch, tolerance):
+    """Oracle: all six at once. A meta-batch is 2 tasks of 9 examples, 2 numbers each."""
+    run = functools.partial(
+        mj.run_outer_steps, sampler=SAMPLER, key=3, num_steps=6, meta_batch_size=2
+    )
+    whole, losses = run(outer_step(), state=start(outer_step()))
+    meta_batch = mj.meta_batch(SAMPLER, jax.random.key(0), 2)
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(meta_batch))
+    monkeypatch.setattr(outer_loop, "_DRAWN_BYTES", steps_at_once * num_bytes)
+    fresh = outer_step("propagate")  # Compiled for no other test.
+    parts, seen = run(fresh, state=start(fresh))
+    outer_loop._scanned_steps.clear_cache()
+    problems.assert_trees_close(parts.params, whole.params, 1000 * tolerance)
+    np.testing.assert_allclose(seen["query_loss"], losses["query_loss"], rtol=1000 * tolerance)
 
 
 def test_a_task_does_not_depend_on_the_size_of_the_meta_batch():

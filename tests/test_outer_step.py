@@ -254,6 +254,7 @@ def test_metrics_are_what_they_say(tolerance):
         "divisor": divisor,
         "gain": 5 / divisor,
         "coherence": (products.sum() - np.trace(products)) / 4 / np.trace(products),
+        "side_by_side": 5,
     }
     assert sorted(metrics) == sorted(want)
     for name, value in want.items():
