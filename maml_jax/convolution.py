@@ -38,12 +38,13 @@ def convolution(
     preferred_element_type: Any = None,
     **options: Any,
 ) -> jax.Array:
-    """Convolves as one matrix product; a drop-in for `lax.conv_general_dilated`.
+    """Convolves fast for per-task kernels; a drop-in for `lax.conv_general_dilated`.
 
     `y[n, p, o] = sum_{k, i} x[n, stride * p + dilation * k, i] W[k, i, o]`, for positions p
     of the output and k of the kernel: the `h * w` shifted slices of the padded inputs are
     concatenated on the channels, and one product with the kernel, reshaped to
-    `[h * w * I, O]`, does the rest. It and all its derivatives are in `maml_jax.bilinear`.
+    `[h * w * I, O]`, does the rest. It and all its derivatives are in `maml_jax.bilinear`; a
+    CPU has forms of its own, in `maml_jax.convolution_cpu`.
 
     The arguments are those of `lax.conv_general_dilated`, positions included, so that
     flax takes it as it is: `nn.Conv(..., conv_general_dilated=convolution)`.
