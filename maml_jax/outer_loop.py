@@ -11,6 +11,7 @@ from maml_jax.inner_checks import check_count
 from maml_jax.outer_step import OuterState, OuterStep, raise_if_nonfinite
 from maml_jax.tasks import Task, TaskSampler, as_key, draw
 
+# Tasks are drawn for as many steps at once as fit in this: little beside any cache or memory.
 _DRAWN_BYTES = 2**20
 
 
@@ -112,7 +113,7 @@ def _steps_per_draw(tasks: Task, num_steps: int, mesh: Mesh | None) -> int:
     Small tasks are cheap to hold, and the fixed cost of drawing them is then paid once.
     """
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tasks))
-    most = 1 if mesh is not None else max(1, _DRAWN_BYTES // num_bytes)
+    most = 1 if mesh is not None else max(1, _DRAWN_BYTES // max(1, num_bytes))
     return max(n for n in range(1, num_steps + 1) if num_steps % n == 0 and n <= most)
 
 

@@ -64,8 +64,8 @@ def _larger(pairs: jax.Array) -> jax.Array:
 
 @_larger.defjvp
 def _larger_jvp(primals, tangents):
-    # The derivative of two slices would be two padded arrays, added up: five times slower on a
-    # CPU. That of `jnp.max` divides by how many inputs equal the maximum; where XLA recomputes
+    # The derivative of two slices would be two padded arrays, added up: five times slower on one
+    # CPU core. That of `jnp.max` divides by how many inputs equal the maximum; where XLA recomputes
     # one side with another rounding, none does: NaN, at xla_backend_optimization_level 0.
     (pairs,), (tangent,) = primals, tangents
     first, second = _pair(pairs)

@@ -68,8 +68,8 @@ def test_tasks_are_the_same_however_many_are_drawn_at_once(steps_at_once, monkey
     meta_batch = mj.meta_batch(SAMPLER, jax.random.key(0), 2)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(meta_batch))
     monkeypatch.setattr(outer_loop, "_DRAWN_BYTES", steps_at_once * num_bytes)
-    fresh = outer_step("propagate")  # Compiled for no other test.
-    parts, seen = run(fresh, state=start(fresh))
+    outer_loop._scanned_steps.clear_cache()
+    parts, seen = run(outer_step(), state=start(outer_step()))
     outer_loop._scanned_steps.clear_cache()
     problems.assert_trees_close(parts.params, whole.params, 1000 * tolerance)
     np.testing.assert_allclose(seen["query_loss"], losses["query_loss"], rtol=1000 * tolerance)
