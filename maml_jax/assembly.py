@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from maml_jax import data, devices, losses
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop, MetaParams
-from maml_jax.network import assemble_network, assemble_outer_step
+from maml_jax.layout import keeps_a_core_busy
+from maml_jax.network import Network, assemble_network, assemble_outer_step
 from maml_jax.outer_step import OuterStep
 from maml_jax.recipes import Config
-from maml_jax.task_axis import is_large
 from maml_jax.tasks import Params, TaskSampler, meta_batch
 
 
@@ -74,19 +74,21 @@ class Problem:
         return dataclasses.replace(result, seed=str(config.seed))
 
 
-def mesh_for(config: Config, params: Params, tasks: Any) -> Mesh | None:
+def mesh_for(config: Config, network: Network, tasks: Any) -> Mesh | None:
     """Chooses the devices that share the tasks: all, but small tasks stay on one CPU core.
 
     Args:
       config: what to train.
-      params: initial parameters.
+      network: what `assemble_network` gave.
       tasks: a meta-batch, or its shapes.
 
     Returns:
       The mesh, or None for the default device.
     """
-    if jax.default_backend() == "cpu" and not is_large(params, tasks):
-        return None
+    if jax.default_backend() == "cpu":
+        params = network.inner.init(network.params)
+        if not keeps_a_core_busy(network.task_loss, params, tasks):
+            return None
     return devices.task_mesh(config.meta_batch_size)
 
 
@@ -114,7 +116,7 @@ def assemble(config: Config) -> Problem:
     samplers = _samplers(config)
     network = assemble_network(config)
     shapes = jax.eval_shape(lambda: meta_batch(samplers["meta_train"], jax.random.key(0), 1))
-    mesh = mesh_for(config, network.params, shapes)
+    mesh = mesh_for(config, network, shapes)
     outer = assemble_outer_step(config, network, mesh=mesh)
     return Problem(
         config=config,

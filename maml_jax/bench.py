@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from maml_jax import assembly, benchmarking
-from maml_jax.devices import task_mesh
-from maml_jax.network import assemble_network, assemble_outer_step, input_shape
+from maml_jax.devices import task_mesh, tasks_per_device
+from maml_jax.layout import TaskAxis, layout_of
+from maml_jax.network import Network, assemble_network, assemble_outer_step, input_shape
 from maml_jax.outer_step import OuterStep
 from maml_jax.recipes import Config
-from maml_jax.task_axis import TaskAxis, layout_of
-from maml_jax.tasks import Examples, Task
+from maml_jax.tasks import Examples, Task, num_tasks_of
 
 _Setting = tuple[TaskAxis, Mesh | None]
 
@@ -71,9 +71,8 @@ def measure(config: Config, *, budget: float = 60.0, repeats: int = 5) -> Iterat
     network = assemble_network(config)
     tasks = jax.jit(functools.partial(_noise, config))(jax.random.key(0))
     began = time.monotonic()
-    side_by_side = layout_of("auto", network.params, tasks).side_by_side
-    shared = assembly.mesh_for(config, network.params, tasks)
-    default: _Setting = ("scan" if side_by_side == 1 else "vmap", shared)
+    shared = assembly.mesh_for(config, network, tasks)
+    default: _Setting = (_default_axis(network, tasks, shared), shared)
     for index, (axis, mesh) in enumerate(_settings(config.meta_batch_size, default)):
         if index and time.monotonic() - began > budget:
             return
@@ -88,6 +87,14 @@ def measure(config: Config, *, budget: float = 60.0, repeats: int = 5) -> Iterat
             temporary_bytes=temporary,
             is_default=(axis, mesh) == default,
         )
+
+
+def _default_axis(network: Network, tasks: Task, mesh: Mesh | None) -> TaskAxis:
+    """Names what "auto" takes."""
+    params = network.inner.init(network.params)
+    side_by_side = layout_of("auto", network.task_loss, params, tasks, mesh=mesh).side_by_side
+    names: dict[int, TaskAxis] = {tasks_per_device(num_tasks_of(tasks), mesh): "vmap", 1: "scan"}
+    return names.get(side_by_side, side_by_side)
 
 
 def _settings(num_tasks: int, default: _Setting) -> list[_Setting]:

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from maml_jax import checks, devices
 from maml_jax.gradients import loss_and_metrics
 from maml_jax.inner_checks import check_count
-from maml_jax.inner_loop import InnerLoop, MetaParams
+from maml_jax.inner_loop import InnerLoop, MetaParams, task_loss
+from maml_jax.layout import TaskAxis, check_task_axis, layout_of
 from maml_jax.losses import LossFn
-from maml_jax.task_axis import TaskAxis, check_task_axis, layout_of, map_tasks
+from maml_jax.task_axis import map_tasks
 from maml_jax.tasks import TaskSampler, as_key, meta_batch
 
 _NORMAL_95 = 1.959964  # Two-sided 95% quantile; the number of tasks is large.
@@ -164,7 +165,9 @@ def evaluate(
     shared = num_tasks if mesh is None else -(-num_tasks // mesh.size) * mesh.size
     shapes = jax.eval_shape(lambda: meta_batch(sampler, key, shared))
     checks.check_meta_batch(shapes)
-    layout = layout_of(task_axis, params, shapes, mesh=mesh)
+    layout = layout_of(
+        task_axis, functools.partial(task_loss, inner, loss_fn), params, shapes, mesh=mesh
+    )
     layout = dataclasses.replace(layout, side_by_side=min(layout.side_by_side, _SIDE_BY_SIDE))
     if not transductive:
         _check_judged_alone(loss_fn, inner, params, sampler(jax.random.fold_in(key, 0)))

@@ -9,13 +9,13 @@ import optax
 from jax.sharding import Mesh
 
 from maml_jax import losses, models
-from maml_jax.inner_loop import InnerLoop
+from maml_jax.inner_loop import InnerLoop, MetaParams, task_loss
+from maml_jax.layout import TaskAxis
 from maml_jax.learned_rates import lslr, meta_sgd
 from maml_jax.maml_family import anil, boil, fomaml, maml, reptile
 from maml_jax.outer_step import OuterStep, make_outer_step
 from maml_jax.recipes import Config
-from maml_jax.task_axis import TaskAxis
-from maml_jax.tasks import Params
+from maml_jax.tasks import Params, Task
 
 _SGD_LOOPS = {"maml": maml, "fomaml": fomaml, "anil": anil, "boil": boil, "reptile": reptile}
 _RATE_LOOPS = {"meta_sgd": meta_sgd, "lslr": lslr}
@@ -36,6 +36,10 @@ class Network:
     loss_fn: losses.LossFn
     inner: InnerLoop
     params: Params
+
+    def task_loss(self, params: MetaParams, task: Task) -> tuple[jax.Array, dict]:
+        """Gives the loss of one task whose gradient is its meta-gradient, and its metrics."""
+        return task_loss(self.inner, self.loss_fn, params, task)
 
 
 def assemble_network(config: Config) -> Network:
@@ -116,19 +120,25 @@ def _model(config: Config) -> Any:
         )
     if config.model == "mlp":
         return models.Mlp(features=(config.features, config.features, 1))
+    dtype = jnp.bfloat16 if config.activations == "bfloat16" else None
     if config.model == "resnet12":
-        return models.ResNet12(num_classes=config.way)
+        return models.ResNet12(num_classes=config.way, dtype=dtype)
     return models.Conv4(
-        num_classes=config.way, features=config.features, pooling=config.model == "conv4_pool"
+        num_classes=config.way,
+        features=config.features,
+        pooling=config.model == "conv4_pool",
+        dtype=dtype,
     )
 
 
 def _inner(config: Config) -> InnerLoop:
+    options = {} if config.inner == "reptile" else {"differentiate": config.differentiate}
     if config.inner in _RATE_LOOPS:
         return _RATE_LOOPS[config.inner](
-            config.inner_steps, learning_rate=config.inner_learning_rate
+            config.inner_steps, learning_rate=config.inner_learning_rate, **options
         )
-    return _SGD_LOOPS[config.inner](optax.sgd(config.inner_learning_rate), config.inner_steps)
+    sgd = optax.sgd(config.inner_learning_rate)
+    return _SGD_LOOPS[config.inner](sgd, config.inner_steps, **options)
 
 
 def _optimizer(config: Config) -> optax.GradientTransformation:

@@ -10,8 +10,9 @@ import optax
 from jax.experimental import checkify
 
 from maml_jax.inner_loop import InnerLoop, task_loss
+from maml_jax.layout import Layout
 from maml_jax.losses import LossFn
-from maml_jax.task_axis import Layout, map_tasks
+from maml_jax.task_axis import map_tasks
 from maml_jax.tasks import Params, Task
 
 Explain = Callable[[Params, Task], tuple[list[int], str]]

@@ -32,10 +32,14 @@ class Config:
       image_size: side of the images in pixels, where the data set leaves it open.
       model: the network.
       features: filters per block (conv4, conv4_pool), or width of both hidden layers (mlp).
+      activations: dtype of the activations of image models; parameters, batch statistics and
+        losses stay float32. bfloat16 halves memory traffic on accelerators.
       inner: the inner loop.
       inner_learning_rate: of SGD on the mean loss; for meta_sgd and lslr the start value.
       inner_steps: inner steps in training.
       test_inner_steps: inner steps in validation and test.
+      differentiate: how second derivatives are computed; "mixed" keeps only parameters of each
+        inner step, for many inner steps in little memory (not for reptile, which has none).
       outer_learning_rate: of Adam; for reptile of SGD.
       outer_decay: keep the outer learning rate, or let it fall to 0 along a half cosine.
       clip: largest global norm of the aggregated gradient; 0 does not clip.
@@ -69,10 +73,12 @@ class Config:
     image_size: int = 28
     model: Model = "conv4"
     features: int = 64
+    activations: Literal["float32", "bfloat16"] = "float32"
     inner: Inner = "maml"
     inner_learning_rate: float = 2.0
     inner_steps: int = 1
     test_inner_steps: int = 3
+    differentiate: Literal["reverse", "mixed"] = "reverse"
     outer_learning_rate: float = 1e-3
     outer_decay: Literal["none", "cosine"] = "none"
     clip: float = 0.0

@@ -19,9 +19,10 @@ import optax
 
 from maml_jax.aggregation import ladder
 from maml_jax.aggregation.ladder import Aggregation, Evidence, Level, State
+from maml_jax.layout import Layout
 from maml_jax.nonfinite import finite_losses
-from maml_jax.task_axis import Layout, contracted_gradient, num_tasks_of, task_gradients
-from maml_jax.tasks import Examples, Params, Task
+from maml_jax.task_axis import contracted_gradient, task_gradients
+from maml_jax.tasks import Examples, Params, Task, num_tasks_of
 
 
 @jax.tree_util.register_dataclass

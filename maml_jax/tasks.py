@@ -118,6 +118,18 @@ def draw(sampler: TaskSampler, key: jax.Array, indices: jax.Array) -> Task:
     return jax.vmap(lambda i: sampler(jax.random.fold_in(key, i)))(indices)
 
 
+def num_tasks_of(tasks: Any) -> int:
+    """Reads `T` off the leading axis of a meta-batch.
+
+    Args:
+      tasks: a tree of arrays `[T, ...]`.
+
+    Returns:
+      The number of tasks.
+    """
+    return jax.tree.leaves(tasks)[0].shape[0]
+
+
 def as_key(key: Any) -> jax.Array:
     """Makes a typed random key of a seed, an old-style key, or a typed key.
 

@@ -1,0 +1,174 @@
+"""Where the tasks of a meta-batch run: how many side by side, on which devices.
+
+A task axis is the number of tasks that run side by side on a device: T for "vmap", 1 for
+"scan". "auto" takes as many as their memory allows, which is what the backward pass of a
+task keeps, read off the traced program.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+from jax.sharding import Mesh
+
+from maml_jax.devices import tasks_per_device
+from maml_jax.tasks import Params, Task, num_tasks_of
+
+TaskAxis = Literal["auto", "vmap", "scan"] | int
+
+# On a CPU a task that keeps more than this runs alone: its products are large enough, and several
+# tasks would push each other out of the cache. Smaller tasks run side by side in so much memory.
+# One after the other against all 16 at once, in ms per outer step of Conv4 on 5-way 1-shot glyphs,
+# a task keeping 5.2 MB: 25 and 53; 1.3 MB: 13 and 15; 0.6 MB: 8.5 and 5.2 (AVX-512, one core).
+_LARGE_TASK_BYTES = 2**20
+_SMALL_TASKS_BYTES = 2**26
+
+# The part of an accelerator's memory that what is kept may take. XLA's temporary memory was 1.4 to
+# 1.5 times what is kept (W1 and W2 of benchmarks/workloads.py, reverse and mixed mode), and
+# parameters, optimizer and data need room too.
+_MEMORY_SHARE = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where and how the tasks of a meta-batch run.
+
+    Attributes:
+      side_by_side: how many tasks run at once on each device, at least 1.
+      mesh: the devices that share the tasks; None is the default device.
+    """
+
+    side_by_side: int
+    mesh: Mesh | None = None
+
+
+def check_task_axis(task_axis: TaskAxis) -> None:
+    """Refuses an unknown way to run tasks.
+
+    Args:
+      task_axis: "auto", "vmap", "scan", or the chunk size, at least 1.
+
+    Raises:
+      ValueError: if it is none of these.
+    """
+    is_size = isinstance(task_axis, int) and not isinstance(task_axis, bool) and task_axis >= 1
+    if task_axis not in ("auto", "vmap", "scan") and not is_size:
+        raise ValueError(
+            "task_axis must be 'auto', 'vmap', 'scan' or a chunk size of at least 1, got "
+            f"{task_axis!r}."
+        )
+
+
+def layout_of(
+    task_axis: TaskAxis,
+    task_loss: Callable,
+    params: Params,
+    tasks: Task,
+    *,
+    mesh: Mesh | None = None,
+) -> Layout:
+    """Resolves a task axis to the number of tasks that run side by side.
+
+    "auto" takes as many as may keep their activations at once: on an accelerator in half of its
+    memory, where batched products are fast; on a CPU one at a time if a task keeps more than
+    1 MiB, else as many as keep 64 MiB.
+
+    Args:
+      task_axis: "auto", "vmap", "scan" or a chunk size.
+      task_loss: `(params, task) -> (loss, metrics)` for one task; traced for "auto" only.
+      params: the meta-parameters.
+      tasks: a meta-batch, arrays `[T, N, ...]`, or their shapes.
+      mesh: devices with an axis "tasks"; None is the default device.
+
+    Returns:
+      The layout, of 1 to T tasks side by side on each device.
+
+    Raises:
+      ValueError: if the devices do not share the tasks evenly.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import maml_jax as mj
+      >>> from maml_jax.layout import layout_of
+      >>> tasks = mj.meta_batch(mj.data.sinusoid(), jax.random.key(0), 8)
+      >>> def task_loss(params, task):
+      ...     return jnp.mean((params * task.query.inputs - task.query.targets) ** 2), {}
+      >>> layout_of("scan", task_loss, jnp.zeros((10, 1)), tasks).side_by_side
+      1
+      >>> layout_of("auto", task_loss, jnp.zeros((10, 1)), tasks).side_by_side
+      8
+    """
+    num_tasks = tasks_per_device(num_tasks_of(tasks), mesh)
+    if task_axis == "auto":
+        fit = _tasks_that_fit(bytes_kept(task_loss, params, tasks), mesh)
+        side_by_side = _chunk_size(num_tasks, fit)
+    elif isinstance(task_axis, str):
+        side_by_side = {"vmap": num_tasks, "scan": 1}[task_axis]
+    else:
+        side_by_side = min(task_axis, num_tasks)
+    return Layout(side_by_side=side_by_side, mesh=mesh)
+
+
+def keeps_a_core_busy(task_loss: Callable, params: Params, tasks: Task) -> bool:
+    """Tells whether one task alone is enough for a CPU core.
+
+    Args:
+      task_loss: `(params, task) -> (loss, metrics)` for one task.
+      params: the meta-parameters.
+      tasks: a meta-batch, arrays `[T, N, ...]`, or their shapes.
+
+    Returns:
+      Whether its backward pass keeps more than 1 MiB.
+    """
+    return bytes_kept(task_loss, params, tasks) > _LARGE_TASK_BYTES
+
+
+def bytes_kept(task_loss: Callable, params: Params, tasks: Task) -> int:
+    """Counts what one task keeps for its backward pass; traces it, and runs nothing.
+
+    Args:
+      task_loss: `(params, task) -> (loss, metrics)` for one task.
+      params: the meta-parameters.
+      tasks: a meta-batch, arrays `[T, N, ...]`, or their shapes.
+
+    Returns:
+      Bytes, at least 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from maml_jax.layout import bytes_kept
+      >>> tasks = jax.ShapeDtypeStruct((8, 100), jnp.float32)
+      >>> kept = bytes_kept(lambda w, x: (jnp.sum(jnp.sin(w * x)), {}), jnp.ones(100), tasks)
+      >>> kept >= 800  # The cosine of w x, and x.
+      True
+    """
+
+    def pull_back(params, task):
+        return jax.vjp(lambda params: task_loss(params, task), params, has_aux=True)[1]
+
+    task = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
+    kept = jax.tree.leaves(jax.eval_shape(pull_back, params, task))
+    return max(1, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept))
+
+
+def _tasks_that_fit(bytes_each: int, mesh: Mesh | None) -> int:
+    """Counts the tasks that may run side by side on one device; may be 0."""
+    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return 1 if bytes_each > _LARGE_TASK_BYTES else _SMALL_TASKS_BYTES // bytes_each
+    limit = (device.memory_stats() or {}).get("bytes_limit", sys.maxsize)  # Some do not tell.
+    return int(_MEMORY_SHARE * limit) // bytes_each
+
+
+def _chunk_size(num_tasks: int, fit: int) -> int:
+    """Gives the number of tasks side by side if at most `fit` do.
+
+    A divisor of the number of tasks needs no second program for what is left over; but not one
+    that leaves more than half of the room empty.
+    """
+    most = max(1, min(num_tasks, fit))
+    divisor = max(n for n in range(1, most + 1) if num_tasks % n == 0)
+    return divisor if 2 * divisor > most else most

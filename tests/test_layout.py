@@ -1,0 +1,116 @@
+"""How many tasks run side by side: what one keeps, and what "auto" makes of it."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import maml_jax as mj
+from maml_jax import layout
+from maml_jax.layout import bytes_kept, check_task_axis, layout_of
+
+
+def tasks(num_tasks=8, examples=5):
+    part = mj.Examples(
+        inputs=jnp.zeros((num_tasks, examples, 2)), targets=jnp.zeros((num_tasks, examples))
+    )
+    return mj.Task(support=part, query=part)
+
+
+def task_loss(params, task):
+    """Keeps the cosine of its 10 products, and 10 inputs."""
+    return jnp.sum(jnp.sin(params * task.query.inputs)), {}
+
+
+def params():
+    return jnp.zeros((1, 1))
+
+
+@pytest.mark.parametrize(("axis", "want"), [("vmap", 8), ("scan", 1), (3, 3), (50, 8), ("auto", 8)])
+def test_named_layouts(axis, want):
+    assert layout_of(axis, task_loss, params(), tasks()).side_by_side == want
+
+
+def test_what_is_kept_is_counted_in_bytes():
+    """Oracle: by hand, the cosine and the input of each of 10 products."""
+    each = params().dtype.itemsize
+    assert bytes_kept(task_loss, params(), tasks()) == (10 + 10) * each
+
+
+def test_mixed_mode_keeps_less_at_many_steps():
+    """Of 50 inner steps it keeps the parameters, and reverse mode the activations too."""
+    model = mj.models.Mlp(features=(40, 40, 1))
+    start = model.init(jax.random.key(0), jnp.zeros((1, 1)))
+    meta_batch = mj.meta_batch(mj.data.sinusoid(), jax.random.key(0), 2)
+    kept = {}
+    for mode in ("reverse", "mixed"):
+        inner = mj.maml(optax.sgd(0.01), 50, differentiate=mode)
+        loss_fn = mj.losses.regression(model.apply)
+        one = functools.partial(mj.inner_loop.task_loss, inner, loss_fn)
+        kept[mode] = bytes_kept(one, start, meta_batch)
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(start))
+    assert 50 * num_bytes < kept["mixed"] < 60 * num_bytes
+    assert kept["reverse"] > 1.5 * kept["mixed"]
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "fits", "want"),
+    [
+        (32, 100, 32),
+        (32, 0, 1),  # One task runs, whether it fits or not.
+        (32, 1, 1),
+        (32, 20, 16),
+        (1024, 60, 32),
+        (25, 24, 24),  # 5 would leave most of the room empty.
+        (7, 3, 3),
+    ],
+)
+def test_as_many_as_fit_and_no_rest_where_that_is_cheap(num_tasks, fits, want):
+    assert layout._chunk_size(num_tasks, fits) == want
+
+
+def test_auto_runs_one_large_task_at_a_time_on_a_cpu(monkeypatch):
+    each = 20 * params().dtype.itemsize
+    monkeypatch.setattr(layout, "_SMALL_TASKS_BYTES", 4 * each)
+    monkeypatch.setattr(layout, "_LARGE_TASK_BYTES", each)
+    assert layout_of("auto", task_loss, params(), tasks()).side_by_side == 4
+    monkeypatch.setattr(layout, "_LARGE_TASK_BYTES", each - 1)
+    assert layout_of("auto", task_loss, params(), tasks()).side_by_side == 1
+
+
+@pytest.mark.parametrize(("tasks_in_memory", "want"), [(4, 2), (40, 8), (None, 8)])
+def test_auto_takes_half_of_the_memory_of_an_accelerator(tasks_in_memory, want, monkeypatch):
+    """A backend that does not tell its memory runs all tasks side by side."""
+    each = 20 * params().dtype.itemsize
+    stats = tasks_in_memory and {"bytes_limit": tasks_in_memory * each}
+    device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert layout_of("auto", task_loss, params(), tasks()).side_by_side == want
+
+
+def test_auto_changes_no_result(monkeypatch, tolerance):
+    """Oracle: all tasks side by side; "auto" is made to take chunks of 2 of 5."""
+    model = mj.models.Mlp(features=(8, 1))
+    loss_fn, inner = mj.losses.regression(model.apply), mj.maml(optax.sgd(0.01), 1)
+    meta_batch = mj.meta_batch(mj.data.sinusoid(), jax.random.key(0), 5)
+    results = []
+    for axis in ("vmap", "auto"):
+        outer = mj.make_outer_step(loss_fn, inner, optax.sgd(0.1), task_axis=axis)
+        state = outer.init(model.init(jax.random.key(1), jnp.zeros((1, 1))))
+        results.append(outer.gradient(state, meta_batch))
+        one = functools.partial(mj.inner_loop.task_loss, inner, loss_fn)
+        each = bytes_kept(one, state.params, meta_batch)
+        monkeypatch.setattr(layout, "_SMALL_TASKS_BYTES", 2 * each)
+    assert [int(metrics["side_by_side"]) for _, metrics in results] == [5, 2]
+    for got, want in zip(*(jax.tree.leaves(grads) for grads, _ in results), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("axis", ["vmapped", 0, -1, True, 2.0, None])
+def test_unknown_axis(axis):
+    with pytest.raises(ValueError, match="task_axis must be 'auto', 'vmap', 'scan' or a chunk"):
+        check_task_axis(axis)
