@@ -1,24 +1,33 @@
 """A convolution and its two gradients on a CPU, in the forms that were fastest there.
 
-    conv     `lax.conv_general_dilated` with one kernel, which makes its patches in the cache
-    spread   the same, for each residue of the positions modulo the stride: among positions of
-             one residue it is a convolution of stride 1 with the kernel's entries of that residue
-    gather   products with the patches of a few examples at a time, which stay in the cache
+    conv     `lax.conv_general_dilated` with one kernel
+    spread   the same with the mirrored kernel, at stride 1; else products with the kernel
+    gather   products with patches
 
-Milliseconds on one core (AMD EPYC, 85 GFLOP/s in a large product) for 75 examples: one product
-with all patches / these forms; and what the FLOPs take at the rate of a large product.
+Products are made for a few examples at a time, so that their patches stay in the cache; so is
+`conv` of few channels, whose patches are narrow.
 
-    inputs and filters         conv        spread        gather     large product
-    28x28x1, 64, stride 2    0.7 / 0.8    3.6 / 2.8     1.0 / 0.8        0.2
-    14x14x64, 64, stride 2   6.5 / 5.9     12 / 5.1     9.5 / 7.4        3.2
-    84x84x3, 32               60 / 19      76 / 106      88 / 67          11
-    42x42x32, 32             168 / 35     161 / 52      316 / 110         29
+Milliseconds of 3x3 kernels on 75 examples, one AVX-512 core, and what its matrix-product rate
+would take; "native" is XLA's convolution, "grouped" are products for a few examples at a time:
 
-The gradients of `lax.conv_general_dilated` itself, inside a loop over tasks, took 6,900 ms in
-place of the last 110. Shapes and functions are those of `maml_jax.bilinear`.
+    inputs, filters, stride          native   products   grouped   at the rate
+    28x28x1, 64, 2    conv            0.13       0.20       0.21         0.08
+                      spread             -       0.37       0.34
+                      gather             -       0.31       0.33
+    14x14x64, 64, 2   conv            1.43       2.60       2.11         1.32
+                      spread             -       1.57       1.58
+                      gather             -       3.42       2.13
+    84x84x3, 32, 1    conv            52.5       99.0       45.7         4.45
+                      spread          46.6       39.0       11.6
+                      gather             -       81.5       16.9
+    42x42x32, 32, 1   conv            19.1        149       26.3        11.86
+                      spread          19.0       94.9       18.7
+                      gather             -        161       24.7
+
+The gradients of `lax.conv_general_dilated` itself, inside a loop over tasks, take seconds.
+Shapes and functions are those of `maml_jax.bilinear`.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -29,8 +38,13 @@ from jax import lax
 from maml_jax import convolution_products as products
 from maml_jax.convolution_products import Geometry
 
-# Patches of more bytes than this are made for some of the examples at a time.
-_CACHE_BYTES = 2**21
+# Patches of more bytes than this are made for some of the examples at a time, at least for so
+# many: the products of one example are too small.
+_PATCH_BYTES = 3 * 2**20
+_FEWEST_EXAMPLES = 3
+
+# Of fewer channels than this, products are faster, if patches have to be made in groups at all.
+_FEW_CHANNELS = 8
 
 # Products of fewer FLOPs than this run side by side: a loop would cost more than it saves.
 _LOOP_FLOPS = 1e6
@@ -40,41 +54,45 @@ _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
 def conv(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Convolves `[B, N, *S, I]` and `[B, *K, I, O]` to `[B, N, *P, O]`."""
-    if not _is_native(x, geometry):
-        return products.conv(x, w, geometry=geometry)
-    return _one_by_one(_native_conv, products.conv, x, w, geometry)
+    size = _group_size(x, w.shape[-2], geometry)
+    if _is_native(x, w, size, geometry):
+        return _one_by_one(_native_conv, products.conv, x, w, geometry)
+    return _joined(lambda x: products.conv(x, w, geometry=geometry), x, size)
 
 
 def spread(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the inputs, from `[B, N, *P, O]` and the kernels."""
-    if not _is_native(g, geometry) or min(min(pad) for pad in geometry.pads) < 0:
-        return products.spread(g, w, geometry=geometry)
-    return _one_by_one(_native_spread, products.spread, g, w, geometry)
+    size = _group_size(g, w.shape[-2], geometry)
+    if max(geometry.strides, default=1) == 1 and _is_native(g, w, size, geometry):
+        return _one_by_one(_native_spread, products.spread, g, w, geometry)
+    return _joined(lambda g: products.spread(g, w, geometry=geometry), g, size)
 
 
 def gather(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the kernels, from the inputs and `[B, N, *P, O]`."""
-    num_examples = x.shape[1]
-    patch_bytes = math.prod((*geometry.outputs, *geometry.window, x.shape[-1], x.dtype.itemsize))
-    size = _group_size(num_examples, len(x) * patch_bytes)
-    if size == num_examples:
+    if not geometry.window and len(x) > 1:
+        # XLA's batched product with a transposed factor takes twice as long.
+        transposed = lax.optimization_barrier(x.mT)
+        return jnp.matmul(transposed, g, precision=geometry.precision)
+    size = _group_size(x, x.shape[-1], geometry)
+    if size == x.shape[1]:
         return products.gather(x, g, geometry=geometry)
-
-    def grouped(array):
-        groups = array.reshape(len(array), -1, size, *array.shape[2:])
-        return jnp.moveaxis(groups, 1, 0)
+    groups, rest = zip(*(_split(array, size) for array in (x, g)), strict=True)
 
     def add(total, group):
+        group = (_with_axis(part, len(x)) for part in group)
         return total + products.gather(*group, geometry=geometry), None
 
     zeros = jnp.zeros((len(x), *geometry.window, x.shape[-1], g.shape[-1]), x.dtype)
-    return lax.scan(add, zeros, (grouped(x), grouped(g)))[0]
+    total = lax.scan(add, zeros, groups)[0]
+    return total + products.gather(*rest, geometry=geometry) if rest[0].size else total
 
 
-def _is_native(array: jax.Array, geometry: Geometry) -> bool:
-    """Whether XLA has a fast convolution for it: in float32, dense kernels."""
+def _is_native(array: jax.Array, w: jax.Array, size: int, geometry: Geometry) -> bool:
+    """Whether XLA has a faster convolution for it: in float32, dense kernels."""
     dense = all(d == 1 for d in geometry.dilation)
-    return array.dtype == jnp.float32 and dense and len(geometry.window) in _LAYOUTS
+    narrow = w.shape[-2] < _FEW_CHANNELS and size < array.shape[1]
+    return array.dtype == jnp.float32 and dense and not narrow and w.ndim - 3 in _LAYOUTS
 
 
 def _one_by_one(native: Callable, product: Callable, a, w, geometry: Geometry):
@@ -87,48 +105,57 @@ def _one_by_one(native: Callable, product: Callable, a, w, geometry: Geometry):
     return lax.map(lambda pair: native(*pair, geometry), (a, w))
 
 
-def _native_conv(x, w, geometry, strides=None, pads=None):
-    return lax.conv_general_dilated(
-        x,
-        w,
-        geometry.strides if strides is None else strides,
-        geometry.pads if pads is None else pads,
-        dimension_numbers=_LAYOUTS[w.ndim - 2],
-        precision=geometry.precision,
-    )
+def _native_conv(x, w, geometry):
+    return _native(x, w, geometry, geometry.strides, geometry.pads)
 
 
 def _native_spread(g, w, geometry):
-    """Interleaves the results of all residues, and cuts the padding off."""
-    strides, rank = geometry.strides, len(geometry.strides)
-    padded = [n + sum(pad) for n, pad in zip(geometry.inputs, geometry.pads, strict=True)]
-    counts = [-(-size // s) for size, s in zip(padded, strides, strict=True)]
-    parts = [
-        _residue(g, w[tuple(map(slice, residue, w.shape, strides))], counts, geometry)
-        for residue in itertools.product(*map(range, strides))
-    ]
-    every = jnp.stack(parts, axis=1).reshape(len(g), *strides, *counts, w.shape[-2])
-    order = [axis for i in range(rank) for axis in (1 + rank + i, 1 + i)]
-    sizes = [n * s for n, s in zip(counts, strides, strict=True)]
-    whole = every.transpose(0, *order, 2 * rank + 1).reshape(len(g), *sizes, w.shape[-2])
-    cut = [slice(pad[0], pad[0] + n) for pad, n in zip(geometry.pads, geometry.inputs, strict=True)]
-    return whole[:, *cut]
+    """Computes Σ_k g[u + before - k] w[k]ᵀ for positions u of the inputs, at stride 1."""
+    ends = zip(geometry.window, geometry.pads, geometry.inputs, geometry.outputs, strict=True)
+    pads = [(k - 1 - before, n - p + before) for k, (before, _), n, p in ends]
+    mirrored = jnp.flip(w, range(len(geometry.window))).swapaxes(-1, -2)
+    return _native(g, mirrored, geometry, geometry.strides, pads)
 
 
-def _residue(g, w, counts, geometry):
-    """Computes Σ_j g[u - j] w[j]ᵀ for positions u below `counts`."""
-    window = w.shape[:-2]
-    if 0 in window:  # The stride is larger than the kernel.
-        return jnp.zeros((len(g), *counts, w.shape[-2]), g.dtype)
-    ends = zip(window, counts, g.shape[1:-1], strict=True)
-    pads = [(k - 1, n - p) for k, n, p in ends]
-    mirrored = jnp.flip(w, range(len(window))).swapaxes(-1, -2)
-    return _native_conv(g, mirrored, geometry, (1,) * len(window), pads)
+def _native(a, w, geometry, strides, pads):
+    layout = _LAYOUTS[len(geometry.window)]
+    return lax.conv_general_dilated(
+        a, w, strides, pads, dimension_numbers=layout, precision=geometry.precision
+    )
 
 
-def _group_size(num_examples: int, bytes_each: int) -> int:
-    """Gives the largest divisor of the number of examples whose patches fit."""
-    if num_examples * bytes_each <= 4 * _CACHE_BYTES:
-        return num_examples
-    most = max(1, _CACHE_BYTES // bytes_each)
-    return max(n for n in range(1, most + 1) if num_examples % n == 0)
+def _group_size(array: jax.Array, channels: int, geometry: Geometry) -> int:
+    """Gives the number of examples whose patches are made at a time: all, if they fit."""
+    num_examples = array.shape[1]
+    sizes = (len(array), *geometry.outputs, *geometry.window, channels, array.dtype.itemsize)
+    fit = _PATCH_BYTES // math.prod(sizes)
+    most = min(num_examples, max(fit, _FEWEST_EXAMPLES))
+    divisor = max(n for n in range(1, most + 1) if num_examples % n == 0)
+    return divisor if 2 * divisor > most else most
+
+
+def _split(array: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Parts `[B, N, ...]` into groups `[G, B, size, ...]` and fewer examples than that.
+
+    Without the axis `B` if it is 1: XLA would lay it out elsewhere, and copy.
+    """
+    whole = array.shape[1] - array.shape[1] % size
+    groups, rest = array[:, :whole], array[:, whole:]
+    if len(array) == 1:
+        return groups.reshape(-1, size, *array.shape[2:]), rest
+    groups = groups.reshape(len(array), -1, size, *array.shape[2:])
+    return jnp.moveaxis(groups, 1, 0), rest
+
+
+def _with_axis(group: jax.Array, batch: int) -> jax.Array:
+    return group[None] if batch == 1 else group
+
+
+def _joined(function: Callable, array: jax.Array, size: int) -> jax.Array:
+    """Applies a function of `[B, n, ...]` to groups of examples; gives `[B, N, ...]`."""
+    if size == array.shape[1]:
+        return function(array)
+    groups, rest = _split(array, size)
+    parts = lax.map(lambda group: function(_with_axis(group, len(array))), groups)
+    joined = jnp.moveaxis(parts, 0, 1).reshape(len(array), -1, *parts.shape[3:])
+    return jnp.concatenate([joined, function(rest)], axis=1) if rest.size else joined

@@ -160,12 +160,15 @@ def test_on_a_cpu_every_convolution_has_one_kernel(monkeypatch):
         assert "lhs_dilate = [1, 1]" in line
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("batch", "num_examples", "few_channels"), [(1, 6, 0), (1, 7, 8), (3, 7, 0), (3, 6, 8)]
+)
 @pytest.mark.parametrize("name", [*CASES, "1x2_strides_3", "5x2_strides_2_3"])
-def test_forms_of_a_cpu_match_the_products(name, batch, monkeypatch):
-    """Oracle: the products; loops and groups of examples are forced."""
+def test_forms_of_a_cpu_match_the_products(name, batch, num_examples, few_channels, monkeypatch):
+    """Oracle: the products; loops and groups of 3 examples, with and without a rest, are forced."""
     monkeypatch.setattr(convolution_cpu, "_LOOP_FLOPS", 0)
-    monkeypatch.setattr(convolution_cpu, "_CACHE_BYTES", 64)
+    monkeypatch.setattr(convolution_cpu, "_PATCH_BYTES", 1)
+    monkeypatch.setattr(convolution_cpu, "_FEW_CHANNELS", few_channels)
     more = {
         "1x2_strides_3": ((9, 8), (1, 2), (3, 3), ((0, 0), (1, 0))),
         "5x2_strides_2_3": ((7, 9), (5, 2), (2, 3), ((2, 2), (0, 3))),
@@ -183,7 +186,13 @@ def test_forms_of_a_cpu_match_the_products(name, batch, monkeypatch):
     )
     x, w, g = (
         _normal(seed, (batch, *shape)).astype(jnp.float32)
-        for seed, shape in enumerate([(6, *size, 2), (*window, 2, 4), (6, *geometry.outputs, 4)])
+        for seed, shape in enumerate(
+            [
+                (num_examples, *size, 2),
+                (*window, 2, 4),
+                (num_examples, *geometry.outputs, 4),
+            ]
+        )
     )
     for operation, args in {"conv": (x, w), "spread": (g, w), "gather": (x, g)}.items():
         actual, expected = (
@@ -339,3 +348,46 @@ def test_flax_layer_takes_it_as_it_is(kernel_size, padding):
     params = jax.tree.map(lambda leaf: _normal(1, leaf.shape), shapes)
     _assert_close(ours.apply(params, x), oracle.apply(params, x))
     assert "stablehlo.convolution" not in _program(ours.apply, params, x)
+
+
+def _drawn(seed):
+    """Draws sizes, strides, padding, dilation and groups that leave an output to compute."""
+    rng = np.random.default_rng(seed)
+    rank = int(rng.integers(1, 3))
+    window = tuple(rng.integers(1, 5, rank).tolist())
+    dilation = tuple(rng.integers(1, 3, rank).tolist())
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, window, strict=True)]
+    size = tuple(span + int(rng.integers(0, 6)) for span in spans)
+    pads = tuple((int(rng.integers(0, 3)), int(rng.integers(0, 3))) for _ in range(rank))
+    groups, features = int(rng.integers(1, 3)), int(rng.integers(1, 4))
+    options = {
+        "window_strides": tuple(rng.integers(1, 4, rank).tolist()),
+        "padding": [pads, "SAME", "VALID", "SAME_LOWER"][int(rng.integers(4))],
+        "rhs_dilation": dilation,
+        "feature_group_count": groups,
+        "dimension_numbers": LAYOUT_1D if rank == 1 else LAYOUT_2D,
+    }
+    x = _normal(seed, (int(rng.integers(1, 5)), *size, groups * features))
+    return x, _normal(seed + 1, (*window, features, groups * int(rng.integers(1, 4)))), options
+
+
+@pytest.mark.parametrize("how", ["plain", "vmap", "scan"])
+@pytest.mark.parametrize("seed", range(10))
+def test_drawn_convolutions_match_lax(seed, how):
+    """Oracle: lax, in values, gradients, a jvp and the gradient of the gradient."""
+    x, w, options = _drawn(seed)
+    ours, oracle = (
+        functools.partial(f, **options) for f in (convolution, lax.conv_general_dilated)
+    )
+
+    def everything(f):
+        def one(x, w):
+            return _first_order(f)(x, w), _second_order(f)(x, w)
+
+        if how == "plain":
+            return one
+        return jax.vmap(one) if how == "vmap" else lambda x, w: lax.map(lambda a: one(*a), (x, w))
+
+    if how != "plain":
+        x, w = (jnp.stack([array, jnp.cos(array)]) for array in (x, w))
+    _assert_close(_run(everything(ours), x, w), _run(everything(oracle), x, w))
