@@ -20,75 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from maml_jax.convolution import convolution
+from maml_jax.dense import dot_general
 from maml_jax.model_inputs import as_floats, as_images, check_width
+from maml_jax.normalisation import BatchStatisticsNorm
 from maml_jax.pooling import max_pool
-
-
-class BatchStatisticsNorm(nn.Module):
-    """Normalises by the statistics of the batch at hand.
-
-    `y = scale * (x - mean) / sqrt(var + ε) + bias`, per channel, with mean and (biased)
-    variance over the examples and positions of this very call. There are no running averages,
-    at test time either, so predictions are transductive: the prediction for one query example
-    depends on the other query examples of the call. That is MAML's published protocol, and it
-    scores higher than predicting each example alone; say which one you report.
-    ε is 1e-5, as in PyTorch reimplementations. The authors' code takes the defaults of
-    TensorFlow's `contrib.layers.batch_norm`: ε = 1e-3 and no scale.
-
-    With a mask only the examples where it is True count in the statistics; if none does, mean 0
-    and variance 1 stand in. Differentiable to any order, through the statistics too, which are
-    float32 at least; `y` has the dtype of `x`.
-
-    Attributes:
-      epsilon: ε, added to the variance; above 0.
-
-    Raises:
-      ValueError: if `mask` does not have the shape `[N]`.
-
-    References:
-      `normalize` in https://github.com/cbfinn/maml/blob/master/utils.py.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from maml_jax.models import BatchStatisticsNorm
-      >>> x = jnp.array([[1.0], [3.0], [100.0]])
-      >>> mask = jnp.array([True, True, False])
-      >>> BatchStatisticsNorm().init_with_output(jax.random.key(0), x, mask)[0].round().tolist()
-      [[-1.0], [1.0], [98.0]]
-    """
-
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Normalises `x` `[N, ..., C]` by its examples where `mask` `[N]` is True."""
-        param_dtype = jnp.result_type(float)
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], param_dtype)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean, variance = _statistics(wide, mask)
-        scale, bias = (p.astype(wide.dtype).reshape(mean.shape) for p in (scale, bias))
-        out = (wide - mean) * (lax.rsqrt(variance + self.epsilon) * scale) + bias
-        return out.astype(x.dtype)
-
-
-def _statistics(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance per channel of the unmasked examples, `[1, ..., 1, C]`."""
-    axes = tuple(range(x.ndim - 1))
-    if mask is None:
-        mean = x.mean(axes, keepdims=True)
-        return mean, jnp.square(x - mean).mean(axes, keepdims=True)
-    if mask.shape != x.shape[:1]:
-        raise ValueError(f"mask must have shape {x.shape[:1]}, one per example, got {mask.shape}.")
-    counts = jnp.broadcast_to(mask.astype(bool).reshape(-1, *(1,) * (x.ndim - 1)), x.shape)
-    # At least 1: a `jnp.where` around a quotient by 0 would still have NaN gradients.
-    number = jnp.maximum(counts[..., :1].sum(dtype=x.dtype), 1)
-    mean = jnp.where(counts, x, 0).sum(axes, keepdims=True) / number
-    variance = jnp.square(jnp.where(counts, x - mean, 0)).sum(axes, keepdims=True) / number
-    return mean, jnp.where(jnp.any(counts), variance, 1)
 
 
 class Mlp(nn.Module):
@@ -102,6 +39,7 @@ class Mlp(nn.Module):
       features: widths of the layers, the last one being the number of outputs; static.
       activation: function after every hidden layer.
       kernel_init: initialiser of the weights.
+      dot_general: the product, with the arguments of that of `jax.lax`.
 
     Raises:
       ValueError: if the inputs are not floats `[N, D]`, or the parameters are for another D.
@@ -116,6 +54,7 @@ class Mlp(nn.Module):
     features: Sequence[int] = (40, 40, 1)
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    dot_general: Callable[..., jax.Array] = dot_general
 
     @nn.compact
     def __call__(self, inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -129,9 +68,10 @@ class Mlp(nn.Module):
             )
         *hidden, last = self.features
         check_width(x, self.variables, "hidden_0" if hidden else "head")
+        options = {"kernel_init": self.kernel_init, "dot_general": self.dot_general}
         for i, width in enumerate(hidden):
-            x = self.activation(_dense(width, f"hidden_{i}", kernel_init=self.kernel_init)(x))
-        return _dense(last, kernel_init=self.kernel_init)(x)
+            x = self.activation(_dense(width, f"hidden_{i}", **options)(x))
+        return _dense(last, **options)(x)
 
 
 class Conv4(nn.Module):
@@ -194,8 +134,12 @@ class Conv4(nn.Module):
         for i in range(4):
             layer = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
             block = _ConvNorm(self.features, 3, stride, name=f"block_{i}", **layer)
-            x = self.activation(block(x, mask))
-            x = self.pool(x) if self.pooling else x
+            if self.pooling and self.pool is max_pool and self.activation is nn.relu:
+                # ReLU rises, so that it may as well see the largest only.
+                x = self.activation(block(x, mask, pool=max_pool))
+            else:
+                x = self.activation(block(x, mask))
+                x = self.pool(x) if self.pooling else x
         return _dense(self.num_classes)(x.reshape(len(x), -1) if self.pooling else x.mean((1, 2)))
 
 
@@ -256,12 +200,12 @@ class _ConvNorm(nn.Module):
     conv_general_dilated: Callable[..., jax.Array]
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x, mask, pool=None) -> jax.Array:
         shape = (self.features, (self.kernel_size, self.kernel_size), self.stride)
         dtypes = {"dtype": self.dtype, "param_dtype": jnp.result_type(float)}
         how = {"use_bias": False, "conv_general_dilated": self.conv_general_dilated}
         layer = nn.Conv(*shape, **dtypes, **how, name="conv")
-        return BatchStatisticsNorm(name="norm")(layer(x), mask)
+        return BatchStatisticsNorm(name="norm")(layer(x), mask, pool=pool)
 
 
 class _ResidualBlock(nn.Module):
@@ -281,4 +225,6 @@ class _ResidualBlock(nn.Module):
 
 def _dense(width: int, name: str = "head", **options: Any) -> nn.Dense:
     # dtype stays None: behind bfloat16 blocks, float32 parameters make float32 logits.
-    return nn.Dense(width, name=name, param_dtype=jnp.result_type(float), **options)
+    param_dtype = jnp.result_type(float)
+    options = {"dot_general": dot_general, **options}
+    return nn.Dense(width, name=name, param_dtype=param_dtype, **options)
