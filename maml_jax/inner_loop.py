@@ -168,9 +168,23 @@ def _unroll(
         step = jax.checkpoint(step)
     carry = adapting, rule.init_state(meta_params, adapting)
     # A view makes each step larger and is for evaluation, where compiling takes longest.
-    unroll = view is None and 0 < num_steps <= _UNROLLED_STEPS
-    carry, (losses, views) = jax.lax.scan(step, carry, jnp.arange(num_steps), unroll=unroll)
+    unrolled = view is None and 0 < num_steps <= _UNROLLED_STEPS
+    loop = _python_loop if unrolled else jax.lax.scan
+    carry, (losses, views) = loop(step, carry, jnp.arange(num_steps))
     return gradients.join(carry[0], fixed), losses, views
+
+
+def _python_loop(step: Callable, carry, xs: jax.Array):
+    """Does what `jax.lax.scan` does, written out.
+
+    Unlike a carry of `scan`, the parameters of the first step stay those that all tasks share
+    when tasks are mapped: its products are one for all tasks, and so is their gradient.
+    """
+    outs = []
+    for x in xs:
+        carry, out = step(carry, x)
+        outs.append(out)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *outs)
 
 
 def split(params: Params, adapts: Adapts | None) -> tuple[Params, Params]:
