@@ -3,139 +3,37 @@
     python benchmarks/peers.py [--workloads W1 W2 W3] [--peers ...] [--repeats 7]
                                [--environments FOLDER] [--output FILE]
 
-Each PyTorch peer runs in a virtual environment of its own, made on the first run in
-FOLDER, as a process that waits while another is measured. A peer that cannot be installed
+Each peer runs from its released package in a virtual environment of its own, made on the first
+run in FOLDER, as a process that waits while another is measured. A peer that cannot be installed
 or does not run is in the table with the reason. Before anything is timed, each peer's
 gradient is compared with ours on the smooth variant of the workload.
 
 Ours shares the tasks over all CPU cores, as `maml-jax train` does.
 
 On W3 a whole outer step is timed, 100 in a row: ours by `run_outer_steps`, which samples new
-tasks and applies Adam; naive JAX with Adam, on given tasks. Of PyTorch, nothing but the
+tasks and applies Adam; naive JAX with Adam, on given tasks. Of packages, nothing but the
 gradient for given tasks is asked.
 """
 
 import argparse
 import functools
-import json
 import pathlib
-import subprocess
-import sys
-import tempfile
 
 import jax
 import numpy as np
 import optax
+from peer_process import PEERS, PeerError, PeerProcess
 
 import maml_jax as mj
 import report_table
 import workloads
 from maml_jax import benchmarking, devices
 
-TORCH = "torch==2.13.0"
-ENVIRONMENTS = {
-    "torch": [TORCH],
-    "higher": [TORCH, "higher==0.2.1"],
-    "learn2learn": [TORCH, "learn2learn"],
-    "torchopt": [TORCH, "torchopt"],
-}
-TORCH_PEERS = {
-    "loop": "torch",
-    "func_loop": "torch",
-    "func_loop_compiled": "torch",
-    "func_vmap": "torch",
-    "func_vmap_compiled": "torch",
-    "higher": "higher",
-    "learn2learn": "learn2learn",
-    "torchopt": "torchopt",
-}
-JAX_PEERS = {"naive_vmap": workloads.naive_gradient, "naive_loop": workloads.naive_loop}
+NAIVE = {"naive_vmap": workloads.naive_gradient, "naive_loop": workloads.naive_loop}
+COMPILED = ("naive_vmap",)  # In one piece: a Python loop over tasks cannot be.
 NUM_TASKS = {"W1": [32], "W2": [4], "W3": [25, 256]}
 NUM_STEPS = 100  # In a row, where a step is too short to be timed alone.
 TOLERANCE = 1e-3  # Float32, second order, relative to the largest entry of the gradient.
-
-
-class PeerError(Exception):
-    """A peer cannot be installed, does not run, or computes something else."""
-
-
-class TorchPeer:
-    """A process that computes gradients when asked."""
-
-    def __init__(self, python, peer, workload, tf32=False):
-        self.folder = tempfile.TemporaryDirectory()
-        path = pathlib.Path(self.folder.name) / "workload.npz"
-        np.savez(path, **workloads.arrays(workload), settings=json.dumps(settings(workload, tf32)))
-        side = pathlib.Path(__file__).parent / "torch_side.py"
-        self.errors = open(pathlib.Path(self.folder.name) / "errors", "w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [python, side, peer, path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-        )
-        self.facts = json.loads(self._read())
-
-    def gradient(self):
-        """Gives the gradient as a flat dict of arrays."""
-        path = pathlib.Path(self.folder.name) / "gradient.npz"
-        self._ask(f"gradient {path}")
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-
-    def run(self):
-        """Computes a gradient; returns the seconds it took."""
-        return float(self._ask("run"))
-
-    def close(self):
-        """Ends the process."""
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-        self.errors.close()
-        self.folder.cleanup()
-
-    def _ask(self, line):
-        print(line, file=self.process.stdin, flush=True)
-        return self._read()
-
-    def _read(self):
-        line = self.process.stdout.readline().strip()
-        if line:
-            return line
-        self.process.wait()
-        self.errors.seek(0)
-        lines = self.errors.read().strip().splitlines()
-        raise PeerError(lines[-1][:300] if lines else f"exit code {self.process.returncode}")
-
-
-def settings(workload, tf32):
-    """What a PyTorch peer must know besides the arrays."""
-    return {
-        "name": workload.name,
-        "num_steps": workload.num_steps,
-        "learning_rate": workload.learning_rate,
-        "smooth": workload.smooth,
-        "tf32": tf32,
-    }
-
-
-@functools.cache
-def python_of(environment, folder):
-    """Makes a virtual environment if it is not there; returns its Python."""
-    python = folder / environment / "bin" / "python"
-    ready = folder / environment / "ready"
-    if not ready.exists():
-        commands = [[sys.executable, "-m", "venv", folder / environment]]
-        for package in (*ENVIRONMENTS[environment], "numpy"):
-            commands.append([python, "-m", "pip", "install", "-q", package])
-        for command in commands:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-                raise PeerError(f"cannot be installed: {(lines or ['no reason given'])[0][:200]}")
-        ready.touch()
-    return python
 
 
 def our_outer(workload):
@@ -168,9 +66,9 @@ def our_steps(workload):
     return steps
 
 
-def naive_steps(workload, gradient):
+def naive_steps(workload, peer):
     """Prepares outer steps of naive JAX on the same tasks; one compiled call each, if it can be."""
-    optimizer = optax.adam(1e-3)
+    optimizer, gradient = optax.adam(1e-3), NAIVE[peer](workload)
 
     @jax.jit
     def update(grads, params, opt_state):
@@ -180,7 +78,7 @@ def naive_steps(workload, gradient):
     def step(params, opt_state):
         return update(gradient(params, workload.tasks), params, opt_state)
 
-    step = step if gradient.__name__ == "loop" else jax.jit(step)
+    step = jax.jit(step) if peer in COMPILED else step
 
     def steps():
         carry = workload.params, optimizer.init(workload.params)
@@ -191,18 +89,19 @@ def naive_steps(workload, gradient):
     return steps
 
 
-def side_of(workload, gradient=None):
+def side_of(workload, peer=None):
     """Prepares what is timed of JAX: `() -> seconds` of one outer step or gradient.
 
     Args:
       workload: the workload.
-      gradient: of naive JAX; None is ours.
+      peer: a form of naive JAX; None is ours.
     """
     if workload.name == "W3":
-        call = our_steps(workload) if gradient is None else naive_steps(workload, gradient)
+        call = our_steps(workload) if peer is None else naive_steps(workload, peer)
         return lambda: benchmarking.timed(call) / NUM_STEPS
-    if gradient is None:
+    if peer is None:
         return functools.partial(benchmarking.timed, our_gradient(workload))
+    gradient = NAIVE[peer](workload)
     return lambda: benchmarking.timed(lambda: gradient(workload.params, workload.tasks))
 
 
@@ -211,21 +110,19 @@ def make_sides(options, name, num_tasks):
     smooth = workloads.make(name, num_tasks=num_tasks, smooth=True)
     workload = workloads.make(name, num_tasks=num_tasks)
     want = flat(our_gradient(smooth)())
-    sides, errors, failures, peers = {"maml_jax": side_of(workload)}, {}, {}, []
+    sides, errors, failures, processes = {"maml_jax": side_of(workload)}, {}, {}, []
     sides["maml_jax"]()
     for peer in options.peers:
         try:
-            if peer in JAX_PEERS:
-                gradient = JAX_PEERS[peer](smooth)
-                got = flat(gradient(smooth.params, smooth.tasks))
-                side = side_of(workload, JAX_PEERS[peer](workload))
+            if peer in NAIVE:
+                got = flat(NAIVE[peer](smooth)(smooth.params, smooth.tasks))
+                side = side_of(workload, peer)
             else:
-                python = python_of(TORCH_PEERS[peer], options.environments)
-                check = TorchPeer(python, peer, smooth)
+                check = PeerProcess(peer, smooth, options.environments)
                 got = check.gradient()
                 check.close()
-                peers.append(TorchPeer(python, peer, workload))
-                side = peers[-1].run
+                processes.append(PeerProcess(peer, workload, options.environments))
+                side = processes[-1].run
             errors[peer] = benchmarking.relative_error(got, want)
             if not errors[peer] < TOLERANCE:
                 raise PeerError(f"another gradient: relative error {errors[peer]:.1e}")
@@ -234,7 +131,7 @@ def make_sides(options, name, num_tasks):
         except PeerError as error:
             failures[peer] = str(error)
             print(f"{name} {peer}: {error}", flush=True)
-    return sides, errors, failures, peers
+    return sides, errors, failures, processes
 
 
 def flat(tree):
@@ -247,10 +144,10 @@ def flat(tree):
 
 def compare(options, name, num_tasks):
     """Measures one workload; returns what goes into the JSON file."""
-    sides, errors, failures, peers = make_sides(options, name, num_tasks)
+    sides, errors, failures, processes = make_sides(options, name, num_tasks)
     timings = benchmarking.alternate(sides, repeats=options.repeats)
-    for peer in peers:
-        peer.close()
+    for process in processes:
+        process.close()
     ours = timings["maml_jax"].median
     rows = [
         {
@@ -269,7 +166,7 @@ def main():
     """Measures, prints a table for each workload, writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3"])
-    parser.add_argument("--peers", nargs="+", default=[*JAX_PEERS, *TORCH_PEERS])
+    parser.add_argument("--peers", nargs="+", default=[*NAIVE, *PEERS])
     parser.add_argument("--num-tasks", nargs="+", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=7)
     here = pathlib.Path(__file__).parent

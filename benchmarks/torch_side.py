@@ -1,8 +1,6 @@
 """One PyTorch peer as a process that does one outer gradient whenever it is asked.
 
-Runs in the peer's own environment, which has no JAX. It reads the workload from an .npz
-file, answers each line "run" with the seconds of one outer gradient, and the line
-"gradient PATH" by writing the gradient of that form to an .npz file. `peers.py` talks to it.
+Runs in the peer's own environment, which has no JAX; `peer_process.py` talks to it.
 
     python torch_side.py PEER WORKLOAD.npz
 
@@ -12,21 +10,17 @@ gradient. `nn.BatchNorm2d` under `torch.func.vmap` drops a term of the second-or
 (PyTorch 2.13), so the vmapped peers have a norm written out; the others have PyTorch's own.
 """
 
-import json
 import sys
-import time
 
 import numpy as np
+import serving
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
-def load(path):
-    """Reads settings, parameters in PyTorch's layout, and tasks with channels first."""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    settings = json.loads(str(arrays.pop("settings")))
+def to_torch(arrays):
+    """Gives parameters in PyTorch's layout, and tasks with channels first."""
     params, tasks = {}, {}
     for name, value in arrays.items():
         if name.startswith("params/"):
@@ -38,18 +32,18 @@ def load(path):
             value = value.transpose(0, 1, 4, 2, 3) if value.ndim == 5 else value
             tensor = torch.from_numpy(np.ascontiguousarray(value))
             tasks[name] = tensor if tensor.is_floating_point() else tensor.long()
-    return settings, params, tasks
+    return params, tasks
 
 
-def save(path, grads):
-    """Writes a gradient with our names and layout."""
+def from_torch(grads):
+    """Gives a gradient with our names and layout."""
     arrays = {}
     for key, value in grads.items():
         value = value.detach().cpu().numpy()
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
         value = value.T if value.ndim == 2 else value
         arrays["params/" + key.replace(".", "/")] = value
-    np.savez(path, **arrays)
+    return arrays
 
 
 class Net:
@@ -260,28 +254,20 @@ def main():
     """Serves the peer until the input ends."""
     peer, path = sys.argv[1:]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings, params, tasks = load(path)
-    torch.set_float32_matmul_precision("high" if settings.get("tf32") else "highest")
+    settings, arrays = serving.read(path)
+    params, tasks = to_torch(arrays)
+    torch.set_float32_matmul_precision("high" if settings["tf32"] else "highest")
     params = {name: value.to(device) for name, value in params.items()}
     tasks = {name: value.to(device) for name, value in tasks.items()}
     gradient = PEERS[peer](settings, params, tasks)
 
-    def wait():
+    def wait(_):
         if device == "cuda":
             torch.cuda.synchronize()
 
-    print(json.dumps({"torch": torch.__version__, "device": device}), flush=True)
-    for line in sys.stdin:
-        command, _, argument = line.strip().partition(" ")
-        if command == "gradient":
-            save(argument, gradient())
-            print("saved", flush=True)
-        else:
-            wait()
-            began = time.perf_counter()
-            gradient()
-            wait()
-            print(time.perf_counter() - began, flush=True)
+    wait(None)
+    facts = {"torch": torch.__version__, "device": device}
+    serving.serve(facts, gradient, from_torch, wait)
 
 
 if __name__ == "__main__":

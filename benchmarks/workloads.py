@@ -43,7 +43,7 @@ class Workload:
     Attributes:
       name: "W1", "W2", "W3" or "W4".
       loss_fn: the loss of one set of examples, by our convolution.
-      naive_loss_fn: the same with `lax.conv_general_dilated`.
+      naive_loss_fn: the same with the convolution and products of `jax.lax`.
       params: initial parameters.
       tasks: a meta-batch.
       sampler: a sampler of such tasks.
@@ -161,13 +161,12 @@ def _noise(key: jax.Array, *, size, way: int, shot: int, query_shot: int) -> mj.
 
 def _sinusoid(num_tasks: int, num_steps: int, smooth: bool, seed: int) -> Workload:
     model = mj.models.Mlp(activation=nn.softplus if smooth else nn.relu)
-    loss_fn = mj.losses.regression(model.apply)
     sampler = mj.data.sinusoid(shot=10, query_shot=10)
     key = jax.random.key(seed)
     return Workload(
         name="W3",
-        loss_fn=loss_fn,
-        naive_loss_fn=loss_fn,
+        loss_fn=mj.losses.regression(model.apply),
+        naive_loss_fn=mj.losses.regression(model.clone(dot_general=jax.lax.dot_general).apply),
         params=jax.jit(model.init)(jax.random.fold_in(key, 0), jnp.zeros((1, 1))),
         tasks=mj.meta_batch(sampler, jax.random.fold_in(key, 1), num_tasks),
         sampler=sampler,
