@@ -6,14 +6,12 @@
 run of a script that sets `jax_compilation_cache_dir`.
 """
 
-import argparse
-import pathlib
 import tempfile
 import time
 
 import jax
 
-import report_table
+import inner_steps
 import workloads
 
 
@@ -32,31 +30,23 @@ def measure(*case):
 
 
 def main():
-    """Compiles every combination, prints the table, writes the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workloads", nargs="+", default=["W2"])
-    parser.add_argument("--num-tasks", type=int, default=4)
-    parser.add_argument("--inner-steps", nargs="+", type=int, default=[1, 5, 20, 100])
-    modes = list(workloads.MODES)
-    parser.add_argument("--modes", nargs="+", choices=modes, default=modes)
-    default = pathlib.Path(__file__).parent / "results" / "compile_time.json"
-    parser.add_argument("--output", type=pathlib.Path, default=default)
-    options = parser.parse_args()
-    results, rows = [], []
+    """Measures, prints, writes."""
     with tempfile.TemporaryDirectory() as cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        for name in options.workloads:
-            for mode in options.modes:
-                for num_steps in options.inner_steps:
-                    row = measure(name, options.num_tasks, num_steps, mode)
-                    settings = {"workload": name, "mode": mode, "num_steps": num_steps}
-                    results.append({**settings, "num_tasks": options.num_tasks, **row})
-                    seconds = (f"{value:.1f}" for value in row.values())
-                    rows.append((name, mode, str(num_steps), *seconds))
-                    report_table.write(options.output, {"results": results})
-    columns = ("", "mode", "inner steps", "trace s", "compile s", "again s")
-    report_table.show("time to the first outer gradient", rows, columns)
+        inner_steps.sweep(
+            __doc__.splitlines()[0],
+            measure,
+            {
+                "trace_seconds": ("trace s", ".1f"),
+                "compile_seconds": ("compile s", ".1f"),
+                "again_seconds": ("again s", ".1f"),
+            },
+            title="time to the first outer gradient",
+            num_tasks=4,
+            inner_steps=[1, 5, 20, 100],
+            output="compile_time.json",
+        )
 
 
 if __name__ == "__main__":

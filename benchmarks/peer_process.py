@@ -102,19 +102,28 @@ def settings(workload, tf32):
     }
 
 
-@functools.cache
 def python_of(environment, folder):
     """Makes a virtual environment if it is not there; returns its Python."""
+    problem = installed(environment, folder)
+    if problem:
+        raise PeerError(f"cannot be installed: {problem}")
+    return folder / environment / "bin" / "python"
+
+
+@functools.cache
+def installed(environment, folder):
+    """Installs the packages of an environment, once; returns what went wrong, or ""."""
     python = folder / environment / "bin" / "python"
     ready = folder / environment / "ready"
-    if not ready.exists():
-        commands = [[sys.executable, "-m", "venv", folder / environment]]
-        for package in (*ENVIRONMENTS[environment], "numpy"):
-            commands.append([python, "-m", "pip", "install", "-q", package])
-        for command in commands:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-                raise PeerError(f"cannot be installed: {(lines or ['no reason given'])[0][:200]}")
-        ready.touch()
-    return python
+    if ready.exists():
+        return ""
+    commands = [[sys.executable, "-m", "venv", folder / environment]]
+    for package in (*ENVIRONMENTS[environment], "numpy"):
+        commands.append([python, "-m", "pip", "install", "-q", package])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            return (lines or ["no reason given"])[0][:200]
+    ready.touch()
+    return ""

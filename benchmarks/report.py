@@ -1,6 +1,8 @@
 """One self-contained HTML page with tables and plots from the JSON files of the benchmarks.
 
-python benchmarks/report.py [--results benchmarks/results] [--output FILE]
+    python benchmarks/report.py [--results benchmarks/results] [--output FILE]
+
+The picture of the peers is written beside the page too, as peers.png.
 """
 
 import argparse
@@ -18,14 +20,33 @@ td, th { padding: .2rem .8rem; text-align: right }
 td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
 img { max-width: 100% } code { background: #f4f4f4 }"""
 
+LABELS = {
+    "naive_vmap": "naive JAX, vmap",
+    "naive_loop": "naive JAX, loop",
+    "loop": "PyTorch loop",
+    "func_loop": "torch.func loop",
+    "func_loop_compiled": "torch.func loop, compiled",
+    "func_vmap": "torch.func vmap",
+    "func_vmap_compiled": "torch.func vmap, compiled",
+    "higher": "higher",
+    "learn2learn": "learn2learn",
+    "torchopt": "TorchOpt",
+    "jax_meta": "jax-meta",
+}
+
 
 def picture(figure):
     """Draws a figure into the page itself."""
+    file = io.BytesIO()
+    save(figure, file)
+    return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def save(figure, file):
+    """Writes a figure as PNG."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
-    return f'<img src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
 def table(columns, rows):
@@ -37,31 +58,55 @@ def table(columns, rows):
 
 
 def peers(content):
-    """Bars of the time of each peer, in units of ours."""
-    parts = []
+    """The time of each peer in units of ours: bars, and a table for each workload."""
+    parts = [picture(peers_figure(content))]
+    columns = ("", "median, ms", "times ours", "gradient differs by")
     for result in content["results"]:
-        rows = result["rows"]
-        figure = Figure(figsize=(8, 0.4 * len(rows) + 1))
-        axes = figure.add_subplot()
-        names = [row["peer"] for row in rows]
-        colours = ["#d1495b" if name == "maml_jax" else "#8d99ae" for name in names]
-        axes.barh(names, [row["ratio"] for row in rows], color=colours)
-        axes.set_xscale("log")
-        axes.invert_yaxis()
-        axes.set_xlabel("time of one outer gradient, in units of ours")
-        columns = ("", "median, ms", "times ours", "gradient differs by")
         cells = [
             (
-                row["peer"],
+                label(row["peer"]),
                 f"{1e3 * row['median']:.2f}",
                 f"{row['ratio']:.2f}",
                 "" if row["relative_error"] is None else f"{row['relative_error']:.0e}",
             )
-            for row in rows
+            for row in result["rows"]
         ]
-        failed = [(peer, reason, "", "") for peer, reason in result["failed"].items()]
-        parts += [f"<h3>{result['workload']}</h3>", picture(figure), table(columns, cells + failed)]
+        failed = [(label(peer), reason, "", "") for peer, reason in result["failed"].items()]
+        parts += [f"<h3>{heading(result)}</h3>", table(columns, cells + failed)]
     return "\n".join(parts)
+
+
+def label(peer):
+    """Names a peer for people."""
+    return LABELS.get(peer, peer)
+
+
+def heading(result):
+    """Names a workload with its tasks."""
+    return f"{result['workload']}, {result['num_tasks']} tasks"
+
+
+def peers_figure(content):
+    """Draws a panel of bars for each workload, the fastest at the top."""
+    results = content["results"]
+    rows = max(len(result["rows"]) for result in results)
+    figure = Figure(figsize=(10, -(-len(results) // 2) * (0.3 * rows + 1)), layout="constrained")
+    for index, result in enumerate(results):
+        axes = figure.add_subplot(-(-len(results) // 2), min(2, len(results)), index + 1)
+        names = [label(row["peer"]) for row in result["rows"]]
+        ratios = [row["ratio"] for row in result["rows"]]
+        colours = ["#d1495b" if name == "maml_jax" else "#8d99ae" for name in names]
+        bars = axes.barh(names, ratios, color=colours)
+        axes.bar_label(bars, [f"{ratio:.3g}" for ratio in ratios], padding=3, fontsize=8)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_xlim(0.5, max(20, 4 * max(ratios)))
+        axes.set_ylim(rows - 0.5, -0.5)
+        axes.set_title(heading(result), loc="left", fontsize=10)
+        axes.set_xlabel("time in units of ours", fontsize=9)
+        axes.tick_params(labelsize=9)
+    return figure
 
 
 def throughput(content):
@@ -164,6 +209,8 @@ def main():
         section = SECTIONS.get(path.stem.split("-")[0])
         if section is None:
             continue
+        if section is peers:
+            save(peers_figure(content), (options.output or path).with_name("peers.png"))
         facts = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
         parts += [f"<h2>{path.stem}</h2>", f"<p>{html.escape(facts)}</p>", section(content)]
     output = options.output or options.results / "report.html"
