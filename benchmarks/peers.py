@@ -28,6 +28,7 @@ import maml_jax as mj
 import report_table
 import workloads
 from maml_jax import benchmarking, devices
+from maml_jax.layout import mesh_for
 
 NAIVE = {"naive_vmap": workloads.naive_gradient, "naive_loop": workloads.naive_loop}
 COMPILED = ("naive_vmap",)  # In one piece: a Python loop over tasks cannot be.
@@ -38,7 +39,8 @@ TOLERANCE = 1e-3  # Float32, second order, relative to the largest entry of the 
 
 def our_outer(workload):
     """Builds our outer step as `maml-jax train` does, and its first state."""
-    mesh = devices.task_mesh(workload.num_tasks) if workload.name != "W3" else None
+    task_loss = functools.partial(mj.inner_loop.task_loss, workload.inner(), workload.loss_fn)
+    mesh = mesh_for(task_loss, workload.params, workload.tasks, workload.num_tasks)
     outer = workload.outer(mesh=mesh, on_nonfinite="propagate")
     return outer, outer.init(workload.params)
 

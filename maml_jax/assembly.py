@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from maml_jax import data, devices, losses
+from maml_jax import data, devices, layout, losses
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop, MetaParams
-from maml_jax.layout import keeps_a_core_busy
 from maml_jax.network import Network, assemble_network, assemble_outer_step
 from maml_jax.outer_step import OuterStep
 from maml_jax.recipes import Config
@@ -75,7 +74,7 @@ class Problem:
 
 
 def mesh_for(config: Config, network: Network, tasks: Any) -> Mesh | None:
-    """Chooses the devices that share the tasks: all, but small tasks stay on one CPU core.
+    """Chooses the devices that share the tasks of a configuration.
 
     Args:
       config: what to train.
@@ -85,11 +84,8 @@ def mesh_for(config: Config, network: Network, tasks: Any) -> Mesh | None:
     Returns:
       The mesh, or None for the default device.
     """
-    if jax.default_backend() == "cpu":
-        params = network.inner.init(network.params)
-        if not keeps_a_core_busy(network.task_loss, params, tasks):
-            return None
-    return devices.task_mesh(config.meta_batch_size)
+    params = network.inner.init(network.params)
+    return layout.mesh_for(network.task_loss, params, tasks, config.meta_batch_size)
 
 
 def assemble(config: Config) -> Problem:

@@ -62,6 +62,8 @@ def conv(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
 
 def spread(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the inputs, from `[B, N, *P, O]` and the kernels."""
+    if not geometry.window and len(g) > 1:
+        return jnp.matmul(g, _transposed(w), precision=geometry.precision)
     size = _group_size(g, w.shape[-2], geometry)
     if max(geometry.strides, default=1) == 1 and _is_native(g, w, size, geometry):
         return _one_by_one(_native_spread, products.spread, g, w, geometry)
@@ -71,9 +73,7 @@ def spread(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
 def gather(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the kernels, from the inputs and `[B, N, *P, O]`."""
     if not geometry.window and len(x) > 1:
-        # XLA's batched product with a transposed factor takes twice as long.
-        transposed = lax.optimization_barrier(x.mT)
-        return jnp.matmul(transposed, g, precision=geometry.precision)
+        return jnp.matmul(_transposed(x), g, precision=geometry.precision)
     size = _group_size(x, x.shape[-1], geometry)
     if size == x.shape[1]:
         return products.gather(x, g, geometry=geometry)
@@ -86,6 +86,11 @@ def gather(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
     zeros = jnp.zeros((len(x), *geometry.window, x.shape[-1], g.shape[-1]), x.dtype)
     total = lax.scan(add, zeros, groups)[0]
     return total + products.gather(*rest, geometry=geometry) if rest[0].size else total
+
+
+def _transposed(matrices: jax.Array) -> jax.Array:
+    """Transposes for good: XLA's batched product takes two to five times as long to do it."""
+    return lax.optimization_barrier(matrices.mT)
 
 
 def _is_native(array: jax.Array, w: jax.Array, size: int, geometry: Geometry) -> bool:

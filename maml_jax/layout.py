@@ -14,7 +14,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh
 
-from maml_jax.devices import tasks_per_device
+from maml_jax.devices import task_mesh, tasks_per_device
 from maml_jax.tasks import Params, Task, num_tasks_of
 
 TaskAxis = Literal["auto", "vmap", "scan"] | int
@@ -25,6 +25,11 @@ TaskAxis = Literal["auto", "vmap", "scan"] | int
 # a task keeping 5.2 MB: 25 and 53; 1.3 MB: 13 and 15; 0.6 MB: 8.5 and 5.2 (AVX-512, one core).
 _LARGE_TASK_BYTES = 2**20
 _SMALL_TASKS_BYTES = 2**26
+
+# Small tasks that keep more than this together are shared by the cores, 1 MiB at a time on each.
+# On one core and on two, in ms per outer step of the sinusoid network, 33 kB a task: 256 tasks
+# 1.26 and 1.26; 512 tasks 2.65 and 2.12; 1,024 tasks 6.4 and 3.6.
+_SHARED_BYTES = 12 * 2**20
 
 # The part of an accelerator's memory that what is kept may take. XLA's temporary memory was 1.4 to
 # 1.5 times what is kept (W1 and W2 of benchmarks/workloads.py, reverse and mixed mode), and
@@ -74,7 +79,7 @@ def layout_of(
 
     "auto" takes as many as may keep their activations at once: on an accelerator in half of its
     memory, where batched products are fast; on a CPU one at a time if a task keeps more than
-    1 MiB, else as many as keep 64 MiB.
+    1 MiB, else as many as keep 64 MiB, or on several cores 1 MiB each.
 
     Args:
       task_axis: "auto", "vmap", "scan" or a chunk size.
@@ -112,18 +117,25 @@ def layout_of(
     return Layout(side_by_side=side_by_side, mesh=mesh)
 
 
-def keeps_a_core_busy(task_loss: Callable, params: Params, tasks: Task) -> bool:
-    """Tells whether one task alone is enough for a CPU core.
+def mesh_for(task_loss: Callable, params: Params, tasks: Task, num_tasks: int) -> Mesh | None:
+    """Chooses the devices that share the tasks: all, but few small tasks stay on one CPU core.
+
+    On a CPU that is where a task keeps more than 1 MiB for its backward pass, or all 12 MiB.
 
     Args:
       task_loss: `(params, task) -> (loss, metrics)` for one task.
       params: the meta-parameters.
-      tasks: a meta-batch, arrays `[T, N, ...]`, or their shapes.
+      tasks: a meta-batch, arrays `[T, N, ...]`, or their shapes; T may be 1.
+      num_tasks: how many tasks a meta-batch will have.
 
     Returns:
-      Whether its backward pass keeps more than 1 MiB.
+      The mesh, or None for the default device.
     """
-    return bytes_kept(task_loss, params, tasks) > _LARGE_TASK_BYTES
+    if jax.default_backend() == "cpu":
+        each = bytes_kept(task_loss, params, tasks)
+        if each <= _LARGE_TASK_BYTES and num_tasks * each <= _SHARED_BYTES:
+            return None
+    return task_mesh(num_tasks)
 
 
 def bytes_kept(task_loss: Callable, params: Params, tasks: Task) -> int:
@@ -158,7 +170,9 @@ def _tasks_that_fit(bytes_each: int, mesh: Mesh | None) -> int:
     """Counts the tasks that may run side by side on one device; may be 0."""
     device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
     if device.platform == "cpu":
-        return 1 if bytes_each > _LARGE_TASK_BYTES else _SMALL_TASKS_BYTES // bytes_each
+        if bytes_each > _LARGE_TASK_BYTES:
+            return 1
+        return (_SMALL_TASKS_BYTES if mesh is None else _LARGE_TASK_BYTES) // bytes_each
     limit = (device.memory_stats() or {}).get("bytes_limit", sys.maxsize)  # Some do not tell.
     return int(_MEMORY_SHARE * limit) // bytes_each
 

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from maml_jax import checks, devices
 from maml_jax.inner_checks import check_count
@@ -89,7 +88,7 @@ def _scanned_steps(sampler, state, key, *, outer, num_steps, meta_batch_size):
     def sampled(step):
         return _sampled(sampler, step, key, meta_batch_size, outer.mesh)
 
-    at_once = _steps_per_draw(jax.eval_shape(sampled, state.step), num_steps, outer.mesh)
+    at_once = _steps_per_draw(jax.eval_shape(sampled, state.step), num_steps)
 
     def several(state, _):
         first = state.step
@@ -107,13 +106,13 @@ def _scanned_steps(sampler, state, key, *, outer, num_steps, meta_batch_size):
     return state, jax.tree.map(lambda values: values.reshape(num_steps), metrics)
 
 
-def _steps_per_draw(tasks: Task, num_steps: int, mesh: Mesh | None) -> int:
+def _steps_per_draw(tasks: Task, num_steps: int) -> int:
     """Chooses for how many steps tasks are drawn at once: a divisor of the number of steps.
 
     Small tasks are cheap to hold, and the fixed cost of drawing them is then paid once.
     """
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tasks))
-    most = 1 if mesh is not None else max(1, _DRAWN_BYTES // max(1, num_bytes))
+    most = max(1, _DRAWN_BYTES // max(1, num_bytes))
     return max(n for n in range(1, num_steps + 1) if num_steps % n == 0 and n <= most)
 
 

@@ -165,7 +165,8 @@ def _metrics(parts: _Parts, asked: jax.Array) -> dict[str, jax.Array]:
         flags = valid.reshape(-1, *[1] * (values.ndim - 1))
         return jnp.where(flags, values, 0).sum(axis=0) / count
 
-    nonfinite = (asked & ~parts.finite).sum()
+    # Added up as floats, exactly below 2**24, so that devices exchange it with the other sums.
+    nonfinite = (asked & ~parts.finite).sum(dtype=jnp.float32).astype(int)
     grad_norm = optax.tree.norm(parts.grads)
     # A task with a finite loss may have a gradient that is not; only the sum shows it here.
     nonfinite = jnp.where(jnp.isfinite(grad_norm), nonfinite, jnp.maximum(nonfinite, 1))

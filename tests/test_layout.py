@@ -82,6 +82,32 @@ def test_auto_runs_one_large_task_at_a_time_on_a_cpu(monkeypatch):
     assert layout_of("auto", task_loss, params(), tasks()).side_by_side == 1
 
 
+@pytest.mark.parametrize(
+    ("large", "shared", "num_tasks", "want"),
+    [
+        (20, 1000, 8, None),
+        (19, 1000, 8, 2),
+        (20, 159, 8, 2),
+        (20, 160, 8, None),
+        (20, 159, 7, None),
+    ],
+)
+def test_cores_share_large_tasks_and_many_small_ones(large, shared, num_tasks, want, monkeypatch):
+    """A task keeps 20 numbers; limits are in numbers, and 7 tasks of 20 are 140."""
+    monkeypatch.setattr(layout, "_LARGE_TASK_BYTES", large * params().dtype.itemsize)
+    monkeypatch.setattr(layout, "_SHARED_BYTES", shared * params().dtype.itemsize)
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+    mesh = layout.mesh_for(task_loss, params(), tasks(), num_tasks)
+    assert (mesh and mesh.size) == want
+
+
+def test_small_tasks_that_cores_share_run_a_few_at_a_time(monkeypatch):
+    each = 20 * params().dtype.itemsize
+    monkeypatch.setattr(layout, "_LARGE_TASK_BYTES", 2 * each)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("tasks",))
+    assert layout_of("auto", task_loss, params(), tasks(), mesh=mesh).side_by_side == 2
+
+
 @pytest.mark.parametrize(("tasks_in_memory", "want"), [(4, 2), (40, 8), (None, 8)])
 def test_auto_takes_half_of_the_memory_of_an_accelerator(tasks_in_memory, want, monkeypatch):
     """A backend that does not tell its memory runs all tasks side by side."""
