@@ -12,7 +12,8 @@ Ours shares the tasks over all CPU cores, as `maml-jax train` does.
 
 On W3 a whole outer step is timed, 100 in a row: ours by `run_outer_steps`, which samples new
 tasks and applies Adam; naive JAX with Adam, on given tasks. Of packages, nothing but the
-gradient for given tasks is asked.
+gradient for given tasks is asked. On W1 and W2 such steps of ours, a few in a row on tasks drawn
+from those given, are one row more.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from maml_jax.layout import mesh_for
 NAIVE = {"naive_vmap": workloads.naive_gradient, "naive_loop": workloads.naive_loop}
 COMPILED = ("naive_vmap",)  # In one piece: a Python loop over tasks cannot be.
 NUM_TASKS = {"W1": [32], "W2": [4], "W3": [25, 256]}
-NUM_STEPS = 100  # In a row, where a step is too short to be timed alone.
+NUM_STEPS = {"W1": 4, "W2": 4, "W3": 100}  # Of ours in one call.
 TOLERANCE = 1e-3  # Float32, second order, relative to the largest entry of the gradient.
 
 
@@ -54,18 +55,27 @@ def our_gradient(workload):
 def our_steps(workload):
     """Prepares outer steps with sampling, in one compiled call."""
     outer, state = our_outer(workload)
+    sampler = workload.sampler
+    if workload.name != "W3":
+        sampler = jax.tree_util.Partial(one_of, workload.tasks)
 
     def steps():
         return mj.run_outer_steps(
             outer,
-            workload.sampler,
+            sampler,
             state,
             jax.random.key(0),
-            num_steps=NUM_STEPS,
+            num_steps=NUM_STEPS[workload.name],
             meta_batch_size=workload.num_tasks,
         )
 
     return steps
+
+
+def one_of(tasks, key):
+    """Draws one of the given tasks, as from a data set on the device."""
+    index = jax.random.randint(key, (), 0, len(tasks.support.targets))
+    return jax.tree.map(lambda leaf: leaf[index], tasks)
 
 
 def naive_steps(workload, peer):
@@ -84,25 +94,31 @@ def naive_steps(workload, peer):
 
     def steps():
         carry = workload.params, optimizer.init(workload.params)
-        for _ in range(NUM_STEPS):
+        for _ in range(NUM_STEPS[workload.name]):
             carry = step(*carry)
         return carry
 
     return steps
 
 
-def side_of(workload, peer=None):
-    """Prepares what is timed of JAX: `() -> seconds` of one outer step or gradient.
+def our_sides(workload):
+    """Prepares what is timed of ours, by name: `() -> seconds` of one outer step or gradient."""
+    call, count = our_steps(workload), NUM_STEPS[workload.name]
 
-    Args:
-      workload: the workload.
-      peer: a form of naive JAX; None is ours.
-    """
+    def steps():
+        return benchmarking.timed(call) / count
+
     if workload.name == "W3":
-        call = our_steps(workload) if peer is None else naive_steps(workload, peer)
-        return lambda: benchmarking.timed(call) / NUM_STEPS
-    if peer is None:
-        return functools.partial(benchmarking.timed, our_gradient(workload))
+        return {"maml_jax": steps}
+    gradient = our_gradient(workload)
+    return {"maml_jax": lambda: benchmarking.timed(gradient), "maml_jax_steps": steps}
+
+
+def naive_side(workload, peer):
+    """Prepares what is timed of a form of naive JAX, in the same way."""
+    if workload.name == "W3":
+        steps = naive_steps(workload, peer)
+        return lambda: benchmarking.timed(steps) / NUM_STEPS["W3"]
     gradient = NAIVE[peer](workload)
     return lambda: benchmarking.timed(lambda: gradient(workload.params, workload.tasks))
 
@@ -112,13 +128,14 @@ def make_sides(options, name, num_tasks):
     smooth = workloads.make(name, num_tasks=num_tasks, smooth=True)
     workload = workloads.make(name, num_tasks=num_tasks)
     want = flat(our_gradient(smooth)())
-    sides, errors, failures, processes = {"maml_jax": side_of(workload)}, {}, {}, []
-    sides["maml_jax"]()
+    sides, errors, failures, processes = our_sides(workload), {}, {}, []
+    for side in sides.values():
+        side()  # Compiles.
     for peer in options.peers:
         try:
             if peer in NAIVE:
                 got = flat(NAIVE[peer](smooth)(smooth.params, smooth.tasks))
-                side = side_of(workload, peer)
+                side = naive_side(workload, peer)
             else:
                 check = PeerProcess(peer, smooth, options.environments)
                 got = check.gradient()

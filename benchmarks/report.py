@@ -21,6 +21,7 @@ td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px soli
 img { max-width: 100% } code { background: #f4f4f4 }"""
 
 LABELS = {
+    "maml_jax_steps": "maml_jax, run_outer_steps",
     "naive_vmap": "naive JAX, vmap",
     "naive_loop": "naive JAX, loop",
     "loop": "PyTorch loop",
@@ -95,7 +96,7 @@ def peers_figure(content):
         axes = figure.add_subplot(-(-len(results) // 2), min(2, len(results)), index + 1)
         names = [label(row["peer"]) for row in result["rows"]]
         ratios = [row["ratio"] for row in result["rows"]]
-        colours = ["#d1495b" if name == "maml_jax" else "#8d99ae" for name in names]
+        colours = ["#d1495b" if name.startswith("maml_jax") else "#8d99ae" for name in names]
         bars = axes.barh(names, ratios, color=colours)
         axes.bar_label(bars, [f"{ratio:.3g}" for ratio in ratios], padding=3, fontsize=8)
         axes.set_xscale("log")

@@ -18,6 +18,8 @@ from maml_jax.outer_step import OuterStep
 from maml_jax.recipes import Config
 from maml_jax.tasks import Examples, Task, num_tasks_of
 
+_SHORTEST = 0.2  # Seconds of a measurement; shorter steps are repeated.
+
 _Setting = tuple[TaskAxis, Mesh | None]
 
 
@@ -29,7 +31,7 @@ class Measured:
       task_axis: how tasks run on a device.
       num_devices: devices that share them.
       num_tasks: tasks of the meta-batch.
-      seconds: median of one outer step.
+      seconds: median of one outer step, of several in one compiled call if they are short.
       compile_seconds: of the program.
       temporary_bytes: that the program needs besides its arguments; None if not known.
       is_default: whether `maml-jax train` takes this setting.
@@ -107,14 +109,20 @@ def _settings(num_tasks: int, default: _Setting) -> list[_Setting]:
 
 
 def _time(outer: OuterStep, params, tasks: Task, repeats: int) -> tuple[float, float, int | None]:
-    """Compiles one outer step, then times it; gives its temporary bytes too."""
+    """Compiles outer steps in a row, as in training, and times them; gives temporary bytes too."""
     state = outer.init(params)
+
+    def steps(state, tasks, count):
+        return jax.lax.fori_loop(0, count, lambda _, state: outer.update(state, tasks)[0], state)
+
     began = time.monotonic()
-    step: Callable = jax.jit(outer.update).lower(state, tasks).compile()
+    run: Callable = jax.jit(steps).lower(state, tasks, 1).compile()
     compile_seconds = time.monotonic() - began
-    benchmarking.timed(lambda: step(state, tasks))
-    seconds = tuple(benchmarking.timed(lambda: step(state, tasks)) for _ in range(repeats))
-    memory = getattr(step.memory_analysis(), "temp_size_in_bytes", None)
+    benchmarking.timed(lambda: run(state, tasks, 1))
+    one = benchmarking.timed(lambda: run(state, tasks, 1))
+    count = max(1, min(100, round(_SHORTEST / one)))
+    seconds = [benchmarking.timed(lambda: run(state, tasks, count)) / count for _ in range(repeats)]
+    memory = getattr(run.memory_analysis(), "temp_size_in_bytes", None)
     return statistics.median(seconds), compile_seconds, memory
 
 
