@@ -96,6 +96,6 @@ def test_programs_measure_write_and_report(tmp_path):
 
     run("report.py", "--results", results)
     page = (results / "report.html").read_text()
-    assert "naive_vmap" in page
+    assert "naive JAX, vmap" in page
     assert page.count("data:image/png;base64") == 4
     assert "http" not in page.replace("http://www.w3.org", "")
