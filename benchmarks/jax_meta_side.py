@@ -74,7 +74,7 @@ def main():
     """Serves the peer until the input ends."""
     settings, arrays = serving.read(sys.argv[2])
     params = {
-        name.removeprefix("params/params/"): jnp.asarray(value)
+        name.removeprefix("params/"): jnp.asarray(value)
         for name, value in arrays.items()
         if name.startswith("params/")
     }
@@ -93,7 +93,7 @@ def main():
     serving.serve(
         {"jax": jax.__version__, "device": jax.devices()[0].device_kind},
         lambda: grad(params, sets),
-        lambda grads: {f"params/params/{name}": np.asarray(g) for name, g in grads.items()},
+        lambda grads: {f"params/{name}": np.asarray(g) for name, g in grads.items()},
         jax.block_until_ready,
     )
 

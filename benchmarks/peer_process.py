@@ -6,7 +6,10 @@ computes something else raises `PeerError`, which says why.
 
 import functools
 import json
+import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +26,7 @@ ENVIRONMENTS = {
     "torchopt": [TORCH, "torchopt==0.7.3"],
     "jax_meta": ["jax==0.10.2", "jax-meta==1.0.3"],
 }
+OLD_PYTHON = {"learn2learn": "3.10"}  # Its C sources do not compile on a later one.
 PEERS = {  # The program and the environment of each.
     "loop": ("torch_side.py", "torch"),
     "func_loop": ("torch_side.py", "torch"),
@@ -88,7 +92,9 @@ class PeerProcess:
         self.process.wait()
         self.errors.seek(0)
         lines = self.errors.read().strip().splitlines()
-        raise PeerError(lines[-1][:300] if lines else f"exit code {self.process.returncode}")
+        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        reason = [f"exit code {self.process.returncode}", *lines[-1:], *errors[-1:]][-1]
+        raise PeerError(reason[:300])
 
 
 def settings(workload, tf32):
@@ -117,13 +123,24 @@ def installed(environment, folder):
     ready = folder / environment / "ready"
     if ready.exists():
         return ""
-    commands = [[sys.executable, "-m", "venv", folder / environment]]
+    commands = [[base_python(environment), "-m", "venv", folder / environment]]
     for package in (*ENVIRONMENTS[environment], "numpy"):
         commands.append([python, "-m", "pip", "install", "-q", package])
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-            return (lines or ["no reason given"])[0][:200]
+            lines = [line for line in done.stderr.splitlines() if "error: " in line]
+            lines = [line for line in lines if "subprocess-exited" not in line]
+            return (lines or ["no reason given"])[0].strip()[:200]
     ready.touch()
     return ""
+
+
+def base_python(environment):
+    """Finds the Python of an environment: an older one where there is one, else this one."""
+    version = OLD_PYTHON.get(environment)
+    if version is None:
+        return sys.executable
+    pyenv = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
+    kept = sorted(pyenv.glob(f"versions/{version}.*/bin/python{version}"))
+    return kept[-1] if kept else shutil.which(f"python{version}") or sys.executable
