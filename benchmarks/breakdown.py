@@ -22,9 +22,9 @@ import report_table
 import workloads
 from maml_jax import benchmarking
 
-NUM_TASKS = {"W1": 4, "W2": 1}
-MOVES = {"copy", "bitcast", "pad", "slice", "concatenate", "transpose", "broadcast", "wrapped"}
-MOVES |= {"dynamic-slice", "dynamic-update-slice", "fusion"}
+NUM_TASKS = {"W1": 4, "W2": 1, "W3": 25}
+MOVES = {"copy", "bitcast", "pad", "slice", "concatenate", "transpose", "broadcast"}
+MOVES |= {"dynamic-slice", "dynamic-update-slice"}
 KINDS = ("products", "copies and patches", "sums", "elementwise")
 
 
@@ -36,13 +36,14 @@ def kinds(program):
     for name, line in re.findall(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$", program, re.MULTILINE):
         called = re.search(r"calls=(%[\w.\-]+)", line)
         text = body_of.get(called.group(1), "") if called else line
-        words = set(re.sub(r"[.\d]+$", "", name).split("_"))
+        # XLA names a fusion by what is in it, such as "pad_slice_fusion.7".
+        words = set(re.sub(r"[.\d]+$", "", name).split("_")) - {"fusion", "wrapped"}
         if re.search(r" (dot|convolution)\(", text):
             found[name] = "products"
-        elif words <= MOVES:
-            found[name] = "copies and patches"
+        elif " reduce(" in text:
+            found[name] = "sums"
         else:
-            found[name] = "sums" if " reduce(" in text else "elementwise"
+            found[name] = "copies and patches" if words and words <= MOVES else "elementwise"
     return found
 
 

@@ -26,8 +26,8 @@ def sweep(description, measure, columns, *, title, num_tasks, inner_steps, outpu
     parser.add_argument("--inner-steps", nargs="+", type=int, default=inner_steps)
     modes = list(workloads.MODES)
     parser.add_argument("--modes", nargs="+", choices=modes, default=modes)
-    results = pathlib.Path(__file__).parent / "results"
-    parser.add_argument("--output", type=pathlib.Path, default=results / output)
+    folder = pathlib.Path(__file__).parent / "results"
+    parser.add_argument("--output", type=pathlib.Path, default=folder / output)
     options = parser.parse_args()
     results, rows = [], []
     cases = itertools.product(options.workloads, options.modes, options.inner_steps)

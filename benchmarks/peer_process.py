@@ -4,6 +4,7 @@ The environments are made on first use. A peer that cannot be installed, does no
 computes something else raises `PeerError`, which says why.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 
+import jax
 import numpy as np
 
 import workloads
@@ -47,12 +49,13 @@ class PeerError(Exception):
 class PeerProcess:
     """A process that computes an outer gradient of a workload when asked."""
 
-    def __init__(self, peer, workload, environments, *, tf32=False):
+    def __init__(self, peer, workload, environments):
+        self.peer = peer
         program, environment = PEERS[peer]
         python = python_of(environment, environments)
         self.folder = tempfile.TemporaryDirectory()
         path = pathlib.Path(self.folder.name) / "workload.npz"
-        np.savez(path, **workloads.arrays(workload), settings=json.dumps(settings(workload, tf32)))
+        np.savez(path, **workloads.arrays(workload), settings=json.dumps(settings(workload)))
         self.errors = open(pathlib.Path(self.folder.name) / "errors", "w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [python, pathlib.Path(__file__).parent / program, peer, path],
@@ -61,7 +64,11 @@ class PeerProcess:
             stderr=self.errors,
             text=True,
         )
-        self.facts = json.loads(self._read())
+        try:
+            self.facts = json.loads(self._read())
+        except PeerError:
+            self.close()
+            raise
 
     def gradient(self):
         """Gives the gradient as a flat dict of arrays."""
@@ -76,13 +83,16 @@ class PeerProcess:
 
     def close(self):
         """Ends the process."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait(timeout=30)
+        self.process.stdout.close()
         self.errors.close()
         self.folder.cleanup()
 
     def _ask(self, line):
-        print(line, file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # It has ended; its errors say why.
+            print(line, file=self.process.stdin, flush=True)
         return self._read()
 
     def _read(self):
@@ -97,14 +107,15 @@ class PeerProcess:
         raise PeerError(reason[:300])
 
 
-def settings(workload, tf32):
+def settings(workload):
     """What a peer must know besides the arrays."""
     return {
         "name": workload.name,
         "num_steps": workload.num_steps,
         "learning_rate": workload.learning_rate,
         "smooth": workload.smooth,
-        "tf32": tf32,
+        # JAX's own default on a GPU with such cores; a CPU knows no TF32.
+        "tf32": jax.config.jax_default_matmul_precision not in ("highest", "float32"),
     }
 
 

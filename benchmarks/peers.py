@@ -17,6 +17,7 @@ from those given, are one row more.
 """
 
 import argparse
+import contextlib
 import functools
 import pathlib
 
@@ -40,8 +41,8 @@ TOLERANCE = 1e-3  # Float32, second order, relative to the largest entry of the 
 
 def our_outer(workload):
     """Builds our outer step as `maml-jax train` does, and its first state."""
-    task_loss = functools.partial(mj.inner_loop.task_loss, workload.inner(), workload.loss_fn)
-    mesh = mesh_for(task_loss, workload.params, workload.tasks, workload.num_tasks)
+    loss = functools.partial(mj.inner_loop.query_loss, workload.inner(), workload.loss_fn)
+    mesh = mesh_for(loss, workload.params, workload.tasks, workload.num_tasks)
     outer = workload.outer(mesh=mesh, on_nonfinite="propagate")
     return outer, outer.init(workload.params)
 
@@ -137,9 +138,8 @@ def make_sides(options, name, num_tasks):
                 got = flat(NAIVE[peer](smooth)(smooth.params, smooth.tasks))
                 side = naive_side(workload, peer)
             else:
-                check = PeerProcess(peer, smooth, options.environments)
-                got = check.gradient()
-                check.close()
+                with contextlib.closing(PeerProcess(peer, smooth, options.environments)) as check:
+                    got = check.gradient()
                 processes.append(PeerProcess(peer, workload, options.environments))
                 side = processes[-1].run
             errors[peer] = benchmarking.relative_error(got, want)
@@ -147,9 +147,9 @@ def make_sides(options, name, num_tasks):
                 raise PeerError(f"another gradient: relative error {errors[peer]:.1e}")
             side()
             sides[peer] = side
-        except PeerError as error:
-            failures[peer] = str(error)
-            print(f"{name} {peer}: {error}", flush=True)
+        except (PeerError, jax.errors.JaxRuntimeError) as error:
+            failures[peer] = str(error).splitlines()[0][:300]
+            print(f"{name} {peer}: {failures[peer]}", flush=True)
     return sides, errors, failures, processes
 
 
@@ -178,7 +178,9 @@ def compare(options, name, num_tasks):
         for side, timing in timings.items()
     ]
     rows.sort(key=lambda row: row["median"])
-    return {"workload": name, "num_tasks": num_tasks, "rows": rows, "failed": failures}
+    facts = {process.peer: process.facts for process in processes}
+    settings = {"workload": name, "num_tasks": num_tasks}
+    return {**settings, "rows": rows, "failed": failures, "peers": facts}
 
 
 def main():

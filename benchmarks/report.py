@@ -172,6 +172,16 @@ def against_inner_steps(rows, names):
     return picture(figure) + table(("workload", "mode", "inner steps", *names), cells)
 
 
+def breakdown(content):
+    """Milliseconds per task by kind of operation."""
+    names = [name for name in content["results"][0] if name != "workload"]
+    cells = [
+        (row["workload"], *(f"{1e3 * row[name]:.1f}" for name in names))
+        for row in content["results"]
+    ]
+    return table(("ms per task", *(name.replace("_", " ") for name in names)), cells)
+
+
 def kernels(content):
     """The forms of the convolution."""
     columns = ("layer", "tasks", "operation", "ours, ms", "lax.conv, ms")
@@ -194,6 +204,7 @@ SECTIONS = {
     "memory": memory,
     "compile_time": compile_time,
     "kernels": kernels,
+    "breakdown": breakdown,
 }
 
 

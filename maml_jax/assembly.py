@@ -85,7 +85,7 @@ def mesh_for(config: Config, network: Network, tasks: Any) -> Mesh | None:
       The mesh, or None for the default device.
     """
     params = network.inner.init(network.params)
-    return layout.mesh_for(network.task_loss, params, tasks, config.meta_batch_size)
+    return layout.mesh_for(network.query_loss, params, tasks, config.meta_batch_size)
 
 
 def assemble(config: Config) -> Problem:

@@ -94,7 +94,7 @@ def measure(config: Config, *, budget: float = 60.0, repeats: int = 5) -> Iterat
 def _default_axis(network: Network, tasks: Task, mesh: Mesh | None) -> TaskAxis:
     """Names what "auto" takes."""
     params = network.inner.init(network.params)
-    side_by_side = layout_of("auto", network.task_loss, params, tasks, mesh=mesh).side_by_side
+    side_by_side = layout_of("auto", network.query_loss, params, tasks, mesh=mesh).side_by_side
     names: dict[int, TaskAxis] = {tasks_per_device(num_tasks_of(tasks), mesh): "vmap", 1: "scan"}
     return names.get(side_by_side, side_by_side)
 

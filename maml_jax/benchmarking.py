@@ -178,7 +178,7 @@ def relative_error(got: Any, want: Any) -> float:
       want: a tree of the same structure.
 
     Returns:
-      max |got - want| / max |want|, over all leaves.
+      max |got - want| / max |want|, over all leaves; NaN if anything is.
 
     Example:
       >>> import numpy as np
@@ -187,8 +187,9 @@ def relative_error(got: Any, want: Any) -> float:
       0.25
     """
     pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True))
-    largest = max(float(np.abs(b).max()) for _, b in pairs)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs) / largest
+    largest = np.max([np.abs(b).max() for _, b in pairs])
+    apart = np.max([np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in pairs])
+    return float(apart / largest)
 
 
 def _prepared(call: Callable[[], Any]) -> Callable[[], float]:

@@ -14,8 +14,11 @@ without `vmap`): x `[B, N, *S, I]`, w `[B, *K, I, O]`, y and g `[B, N, *P, O]`, 
 sizes S of the inputs, K of the kernel and P of the outputs, in any number of dimensions.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -29,12 +32,31 @@ def conv(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     Args:
       x: inputs `[B, N, *S, I]`.
       w: kernels `[B, *K, I, O]`, of the same dtype.
-      geometry: sizes, strides, pads, dilation; static.
+      geometry: sizes, strides, pads, dilation; static. Without a precision, that of
+        `jax.default_matmul_precision` at this place is taken.
 
     Returns:
       Outputs `[B, N, *P, O]`.
     """
+    if geometry.precision is None:
+        config: Any = jax.config
+        geometry = geometry._replace(precision=config.jax_default_matmul_precision)
+    x, w = _varying_alike(x, w)
     return _conv_p.bind(x, w, geometry=geometry)
+
+
+def _varying_alike(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Inside `jax.shard_map`, says of both arrays that they vary where either does."""
+    over = [_varying(array) for array in (x, w)]
+    missing = [tuple((over[0] | over[1]) - axes) for axes in over]
+    x = lax.pcast(x, missing[0], to="varying") if missing[0] else x
+    w = lax.pcast(w, missing[1], to="varying") if missing[1] else w
+    return x, w
+
+
+def _varying(array: jax.Array) -> frozenset:
+    kind: Any = jax.typeof(array)
+    return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # The latter from JAX 0.12.
 
 
 def _primitive(name, form, cpu_form, shape):

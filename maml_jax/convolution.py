@@ -96,6 +96,7 @@ def convolution(
         and preferred_element_type in (None, lhs.dtype)
         and not isinstance(precision, tuple)
         and all(value is None for value in options.values())
+        and lhs.size * rhs.size > 0
     )
     if plain and _is_channels_last(lhs, rhs, dimension_numbers, feature_group_count):
         dilation = tuple(rhs_dilation or (1,) * (rhs.ndim - 2))
@@ -153,7 +154,6 @@ def _explicit_pads(
 
 def _grouped(lhs: jax.Array, rhs: jax.Array, geometry: bilinear.Geometry, groups: int) -> jax.Array:
     """Convolves each group of channels with its own kernels, as products side by side."""
-    lhs, rhs = _varying_alike(lhs, rhs)
     if groups == 1:
         return bilinear.conv(lhs[None], rhs[None], geometry=geometry)[0]
     lhs = lhs.reshape(*lhs.shape[:-1], groups, -1)
@@ -161,17 +161,3 @@ def _grouped(lhs: jax.Array, rhs: jax.Array, geometry: bilinear.Geometry, groups
     own = (jnp.moveaxis(lhs, -2, 0), jnp.moveaxis(rhs, -2, 0))
     out = jnp.moveaxis(bilinear.conv(*own, geometry=geometry), 0, -2)
     return out.reshape(*out.shape[:-2], -1)
-
-
-def _varying_alike(lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Inside `jax.shard_map`, says of both arrays that they vary where either does."""
-    over = [_varying(array) for array in (lhs, rhs)]
-    missing = [tuple((over[0] | over[1]) - axes) for axes in over]
-    lhs = lax.pcast(lhs, missing[0], to="varying") if missing[0] else lhs
-    rhs = lax.pcast(rhs, missing[1], to="varying") if missing[1] else rhs
-    return lhs, rhs
-
-
-def _varying(array: jax.Array) -> frozenset:
-    kind: Any = jax.typeof(array)
-    return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # The latter from JAX 0.12.

@@ -54,6 +54,8 @@ _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
 def conv(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Convolves `[B, N, *S, I]` and `[B, *K, I, O]` to `[B, N, *P, O]`."""
+    if not geometry.window:
+        return products.conv(x, w, geometry=geometry)
     size = _group_size(x, w.shape[-2], geometry)
     if _is_native(x, w, size, geometry):
         return _one_by_one(_native_conv, products.conv, x, w, geometry)
@@ -62,7 +64,7 @@ def conv(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
 
 def spread(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the inputs, from `[B, N, *P, O]` and the kernels."""
-    if not geometry.window and len(g) > 1:
+    if not geometry.window:
         return jnp.matmul(g, _transposed(w), precision=geometry.precision)
     size = _group_size(g, w.shape[-2], geometry)
     if max(geometry.strides, default=1) == 1 and _is_native(g, w, size, geometry):
@@ -72,7 +74,7 @@ def spread(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
 
 def gather(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the kernels, from the inputs and `[B, N, *P, O]`."""
-    if not geometry.window and len(x) > 1:
+    if not geometry.window:
         return jnp.matmul(_transposed(x), g, precision=geometry.precision)
     size = _group_size(x, x.shape[-1], geometry)
     if size == x.shape[1]:
@@ -81,16 +83,19 @@ def gather(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
 
     def add(total, group):
         group = (_with_axis(part, len(x)) for part in group)
-        return total + products.gather(*group, geometry=geometry), None
+        return total + products.gather(*group, geometry=geometry).astype(total.dtype), None
 
-    zeros = jnp.zeros((len(x), *geometry.window, x.shape[-1], g.shape[-1]), x.dtype)
-    total = lax.scan(add, zeros, groups)[0]
-    return total + products.gather(*rest, geometry=geometry) if rest[0].size else total
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    total = jnp.zeros((len(x), *geometry.window, x.shape[-1], g.shape[-1]), wide)
+    total, _ = lax.scan(add, total, groups)
+    if rest[0].size:
+        total += products.gather(*rest, geometry=geometry).astype(wide)
+    return total.astype(x.dtype)
 
 
 def _transposed(matrices: jax.Array) -> jax.Array:
     """Transposes for good: XLA's batched product takes two to five times as long to do it."""
-    return lax.optimization_barrier(matrices.mT)
+    return lax.optimization_barrier(matrices.mT) if len(matrices) > 1 else matrices.mT
 
 
 def _is_native(array: jax.Array, w: jax.Array, size: int, geometry: Geometry) -> bool:
@@ -111,7 +116,7 @@ def _one_by_one(native: Callable, product: Callable, a, w, geometry: Geometry):
 
 
 def _native_conv(x, w, geometry):
-    return _native(x, w, geometry, geometry.strides, geometry.pads)
+    return _native(x, w, geometry, geometry.pads)
 
 
 def _native_spread(g, w, geometry):
@@ -119,13 +124,13 @@ def _native_spread(g, w, geometry):
     ends = zip(geometry.window, geometry.pads, geometry.inputs, geometry.outputs, strict=True)
     pads = [(k - 1 - before, n - p + before) for k, (before, _), n, p in ends]
     mirrored = jnp.flip(w, range(len(geometry.window))).swapaxes(-1, -2)
-    return _native(g, mirrored, geometry, geometry.strides, pads)
+    return _native(g, mirrored, geometry, pads)
 
 
-def _native(a, w, geometry, strides, pads):
+def _native(a, w, geometry, pads):
     layout = _LAYOUTS[len(geometry.window)]
     return lax.conv_general_dilated(
-        a, w, strides, pads, dimension_numbers=layout, precision=geometry.precision
+        a, w, geometry.strides, pads, dimension_numbers=layout, precision=geometry.precision
     )
 
 

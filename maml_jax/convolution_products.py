@@ -112,5 +112,6 @@ def _unpatch(wide, channels, geometry):
                 start, stop, sizes, geometry.strides, geometry.pads, strict=True
             )
         ]
-        parts.append(lax.pad(part, zero, ((0, 0, 0), (0, 0, 0), *around, (0, 0, 0))))
-    return functools.reduce(jnp.add, parts)
+        part = lax.pad(part, zero, ((0, 0, 0), (0, 0, 0), *around, (0, 0, 0)))
+        parts.append(part.astype(jnp.promote_types(wide.dtype, jnp.float32)))
+    return functools.reduce(jnp.add, parts).astype(wide.dtype)

@@ -53,6 +53,7 @@ def dot_general(
         and not isinstance(precision, tuple)
         and _as_tuples(dimension_numbers) == _PLAIN
         and all(value is None for value in options.values())
+        and lhs.size * rhs.size > 0
     )
     if not plain:
         return lax.dot_general(

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from maml_jax import checks, devices
 from maml_jax.gradients import loss_and_metrics
 from maml_jax.inner_checks import check_count
-from maml_jax.inner_loop import InnerLoop, MetaParams, task_loss
+from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss
 from maml_jax.layout import TaskAxis, check_task_axis, layout_of
 from maml_jax.losses import LossFn
 from maml_jax.task_axis import map_tasks
@@ -165,10 +165,6 @@ def evaluate(
     shared = num_tasks if mesh is None else -(-num_tasks // mesh.size) * mesh.size
     shapes = jax.eval_shape(lambda: meta_batch(sampler, key, shared))
     checks.check_meta_batch(shapes)
-    layout = layout_of(
-        task_axis, functools.partial(task_loss, inner, loss_fn), params, shapes, mesh=mesh
-    )
-    layout = dataclasses.replace(layout, side_by_side=min(layout.side_by_side, _SIDE_BY_SIDE))
     if not transductive:
         _check_judged_alone(loss_fn, inner, params, sampler(jax.random.fold_in(key, 0)))
     per_task = _measure(
@@ -180,7 +176,8 @@ def evaluate(
         num_tasks=shared,
         num_steps=num_steps,
         transductive=transductive,
-        layout=layout,
+        task_axis=task_axis,
+        mesh=mesh,
     )
     values = {name: np.asarray(v, np.float64)[:num_tasks] for name, v in per_task.items()}
     _warn_nonfinite(values["loss"])
@@ -223,11 +220,18 @@ def _half_widths(values: np.ndarray) -> tuple[float, ...]:
         "num_tasks",
         "num_steps",
         "transductive",
-        "layout",
+        "task_axis",
+        "mesh",
     ),
 )
-def _measure(sampler, params, key, *, loss_fn, inner, num_tasks, num_steps, transductive, layout):
+def _measure(
+    sampler, params, key, *, loss_fn, inner, num_tasks, num_steps, transductive, task_axis, mesh
+):
     """Gives of each metric the values `[tasks, inner steps + 1]`."""
+    shapes = jax.eval_shape(lambda: meta_batch(sampler, key, num_tasks))
+    adapted_loss = functools.partial(query_loss, inner, loss_fn)
+    layout = layout_of(task_axis, adapted_loss, params, shapes, mesh=mesh)
+    layout = dataclasses.replace(layout, side_by_side=min(layout.side_by_side, _SIDE_BY_SIDE))
 
     def one(shared, index):
         sampler, params, key = shared

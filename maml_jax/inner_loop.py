@@ -88,6 +88,21 @@ def task_loss(inner: InnerLoop, loss_fn: LossFn, meta_params: MetaParams, task: 
     """
     if inner.task_loss is not None:
         return inner.task_loss(loss_fn, meta_params, task)
+    return query_loss(inner, loss_fn, meta_params, task)
+
+
+def query_loss(inner: InnerLoop, loss_fn: LossFn, meta_params: MetaParams, task: Task):
+    """Gives the query loss after adaptation, whatever the inner loop's own gradient is.
+
+    Args:
+      inner: the inner loop.
+      loss_fn: loss of parameters on one set of examples.
+      meta_params: what the outer loop learns.
+      task: one task.
+
+    Returns:
+      What `task_loss` gives of an inner loop without a loss of its own.
+    """
     adapted, support_losses = inner.adapt(loss_fn, meta_params, task.support)
     loss, metrics = gradients.loss_and_metrics(loss_fn, adapted, task.query)
     return loss, {**metrics, **support_loss_metric(support_losses)}

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from maml_jax import losses, models
-from maml_jax.inner_loop import InnerLoop, MetaParams, task_loss
+from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss
 from maml_jax.layout import TaskAxis
 from maml_jax.learned_rates import lslr, meta_sgd
 from maml_jax.maml_family import anil, boil, fomaml, maml, reptile
@@ -37,9 +37,9 @@ class Network:
     inner: InnerLoop
     params: Params
 
-    def task_loss(self, params: MetaParams, task: Task) -> tuple[jax.Array, dict]:
-        """Gives the loss of one task whose gradient is its meta-gradient, and its metrics."""
-        return task_loss(self.inner, self.loss_fn, params, task)
+    def query_loss(self, params: MetaParams, task: Task) -> tuple[jax.Array, dict]:
+        """Gives the query loss of one task after adaptation, and its metrics."""
+        return query_loss(self.inner, self.loss_fn, params, task)
 
 
 def assemble_network(config: Config) -> Network:
@@ -119,6 +119,10 @@ def _model(config: Config) -> Any:
             f"{config.model!r} with dataset {config.dataset!r}."
         )
     if config.model == "mlp":
+        if config.activations != "float32":
+            raise ValueError(
+                f"activations of model mlp are float32, got {config.activations}; leave it out."
+            )
         return models.Mlp(features=(config.features, config.features, 1))
     dtype = jnp.bfloat16 if config.activations == "bfloat16" else None
     if config.model == "resnet12":
@@ -132,6 +136,11 @@ def _model(config: Config) -> Any:
 
 
 def _inner(config: Config) -> InnerLoop:
+    if config.inner == "reptile" and config.differentiate != "reverse":
+        raise ValueError(
+            f"reptile has no second derivative, got differentiate={config.differentiate!r}; leave "
+            "it out."
+        )
     options = {} if config.inner == "reptile" else {"differentiate": config.differentiate}
     if config.inner in _RATE_LOOPS:
         return _RATE_LOOPS[config.inner](

@@ -1,5 +1,6 @@
 """Normalisation by the statistics of the batch at hand, as MAML does it."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,7 @@ from flax import linen as nn
 from jax import lax
 
 Pool = Callable[[jax.Array], jax.Array]
-"""From `[N, H, W, C]` to fewer positions, such as `pooling.max_pool`."""
+"""From `[N, H, W, C]` to fewer positions, with f(a x + b) = a f(x) + b for a > 0: max or mean."""
 
 
 class BatchStatisticsNorm(nn.Module):
@@ -58,7 +59,8 @@ class BatchStatisticsNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], param_dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], param_dtype)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean, variance = _statistics(wide.reshape(len(x), -1, x.shape[-1]), mask)
+        positions = math.prod(x.shape[1:-1])
+        mean, variance = _statistics(wide.reshape(len(x), positions, x.shape[-1]), mask)
         scale, bias = (p.astype(wide.dtype) for p in (scale, bias))
         slope = lax.rsqrt(variance + self.epsilon) * scale
         channels = (1,) * (x.ndim - 1) + (-1,)
@@ -75,7 +77,8 @@ def _statistics(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Ar
 
     From sums of x and x², and not from x - mean: a sum of plain products is one pass that writes
     nothing, and so are both its derivatives. The variance has a relative error of about the
-    rounding error times mean² / variance, as in flax's `BatchNorm`.
+    rounding error times mean² / variance, as in flax's `BatchNorm`; it matters where a channel's
+    mean is hundreds of times its standard deviation.
     """
     if mask is None:
         number, counted = x.shape[0] * x.shape[1], x

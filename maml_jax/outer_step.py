@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from maml_jax import checks, devices
 from maml_jax.aggregation import Aggregation, resolve
 from maml_jax.aggregation.resolve import check_weights, valid_tasks
-from maml_jax.inner_loop import InnerLoop, MetaParams, task_loss
+from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss, task_loss
 from maml_jax.layout import TaskAxis, check_task_axis, layout_of
 from maml_jax.losses import LossFn
 from maml_jax.nonfinite import Explain, NonFiniteTaskError, make_explain
@@ -110,8 +110,9 @@ def make_outer_step(
         loss as `value`, for those that ask.
       aggregation: "mean", "sum", "weighted", or a value of `maml_jax.aggregation`.
       task_axis: "vmap" runs all tasks side by side, "scan" one after the other, a number
-        so many at a time. "auto" takes as many as fit in half of an accelerator's memory,
-        or in a CPU's cache. It changes speed and memory, never the result.
+        so many at a time. "auto" takes as many as fit in half of an accelerator's memory;
+        on a CPU one at a time if they are large (`maml_jax.layout`). It changes speed and
+        memory, never the result.
       mesh: devices that share the tasks, with one axis "tasks"; T is a multiple of their
         number. None is the default device.
       on_nonfinite: what to do with a task whose loss or gradient is not finite. "raise":
@@ -149,7 +150,7 @@ def make_outer_step(
     rule = resolve(aggregation)
     optimizer = optax.with_extra_args_support(optimizer)
     explain = make_explain(inner, loss_fn)
-    one_task = functools.partial(task_loss, inner, loss_fn)
+    one_task, adapted_loss = (functools.partial(f, inner, loss_fn) for f in (task_loss, query_loss))
 
     def init(params):
         checks.check_params(params)
@@ -174,7 +175,7 @@ def make_outer_step(
             state=state.aggregation_state,
             valid=None if plain else valid_tasks(num_tasks_of(tasks), weights=weights, mask=mask),
             weights=weights,
-            layout=layout_of(task_axis, one_task, state.params, tasks, mesh=mesh),
+            layout=layout_of(task_axis, adapted_loss, state.params, tasks, mesh=mesh),
             skip_nonfinite=on_nonfinite == "skip",
         )
 

@@ -39,7 +39,7 @@ class Config:
       inner_steps: inner steps in training.
       test_inner_steps: inner steps in validation and test.
       differentiate: how second derivatives are computed; "mixed" keeps only parameters of each
-        inner step, for many inner steps in little memory (not for reptile, which has none).
+        inner step, for many inner steps in little memory; "reverse" for reptile, which has none.
       outer_learning_rate: of Adam; for reptile of SGD.
       outer_decay: keep the outer learning rate, or let it fall to 0 along a half cosine.
       clip: largest global norm of the aggregated gradient; 0 does not clip.

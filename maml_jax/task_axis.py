@@ -139,19 +139,26 @@ def _in_chunks(task_loss, params, weights, tasks, size):
         grads = jax.tree.map(lambda g: chunk_weights[0].astype(g.dtype) * g, grads)
         return loss[None], jax.tree.map(lambda m: jnp.asarray(m)[None], metrics), grads
 
+    def add(total, grads):
+        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
+
     def step(total, chunk):
         losses, metrics, grads = one_chunk(*chunk)
-        return jax.tree.map(jnp.add, total, grads), (losses, metrics)
+        return add(total, grads), (losses, metrics)
 
     def fold(leaf):
         return leaf[:whole].reshape(whole // size, size, *leaf.shape[1:])
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    total, seen = jax.lax.scan(step, zeros, jax.tree.map(fold, (weights, tasks)))
+    def zeros(p):
+        return jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32))
+
+    total, seen = jax.lax.scan(
+        step, jax.tree.map(zeros, params), jax.tree.map(fold, (weights, tasks))
+    )
     seen = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), seen)
     if whole < num_tasks:
         rest = jax.tree.map(lambda leaf: leaf[whole:], (weights, tasks))
         losses, metrics, grads = _side_by_side(task_loss, params, rest[1], lambda losses: rest[0])
-        total = jax.tree.map(jnp.add, total, grads)
+        total = add(total, grads)
         seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), seen, (losses, metrics))
-    return *seen, total
+    return *seen, jax.tree.map(lambda t, p: t.astype(p.dtype), total, params)

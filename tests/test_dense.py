@@ -27,7 +27,12 @@ def derivatives(product):
 
     def all_of_them(x, w):
         tangents = jax.jvp(loss, (x, w), (jnp.cos(x), jnp.sin(w)))[1]
-        return loss(x, w), jax.grad(loss, (0, 1))(x, w), tangents, jax.grad(contraction)(x, w)
+        return (
+            loss(x, w),
+            jax.grad(loss, (0, 1))(x, w),
+            tangents,
+            jax.grad(contraction, (0, 1))(x, w),
+        )
 
     return all_of_them
 
@@ -54,6 +59,8 @@ OTHERS = {
         MATRICES,
         {"preferred_element_type": jnp.float32},
     ),
+    "precision of each": ((5, 4), (4, 6), MATRICES, {"precision": ("highest", "highest")}),
+    "no example": ((0, 4), (4, 6), MATRICES, {}),
 }
 
 
@@ -64,6 +71,34 @@ def test_other_products_are_those_of_lax(name):
     got, want = (f(x, w, numbers, **options) for f in (dot_general, lax.dot_general))
     assert got.dtype == want.dtype
     np.testing.assert_array_equal(got, want)
+
+
+def test_a_replicated_kernel_gets_the_gradient_of_all_devices(tolerance):
+    """Oracle: `lax.dot_general` under `shard_map`; inputs per device, then kernels per device."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("tasks",))
+    split, whole = jax.sharding.PartitionSpec("tasks"), jax.sharding.PartitionSpec()
+    x, w = normal(0, (4, 4)), normal(1, (4, 6))
+
+    def gradients(product, specs):
+        def here(x, w):
+            return jax.grad(lambda *a: jnp.sum(jnp.sin(product(*a, MATRICES))), (0, 1))(x, w)
+
+        return jax.jit(jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=specs))(x, w)
+
+    got, want = (gradients(f, (split, whole)) for f in (dot_general, lax.dot_general))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=100 * tolerance)
+
+
+def test_precision_is_that_of_the_place_of_the_call():
+    x, w = normal(0, (5, 4)), normal(1, (4, 6))
+
+    def precise(x, w):
+        with jax.default_matmul_precision("highest"):
+            return dot_general(x, w, MATRICES)
+
+    text = jax.jit(precise).trace(x, w).lower(lowering_platforms=("tpu",)).as_text()
+    assert "HIGHEST" in text
 
 
 def test_flax_layer_takes_it_for_inputs_of_any_rank(tolerance):

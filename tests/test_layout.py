@@ -93,7 +93,7 @@ def test_auto_runs_one_large_task_at_a_time_on_a_cpu(monkeypatch):
     ],
 )
 def test_cores_share_large_tasks_and_many_small_ones(large, shared, num_tasks, want, monkeypatch):
-    """A task keeps 20 numbers; limits are in numbers, and 7 tasks of 20 are 140."""
+    """A task keeps 20 numbers; limits are in numbers, and 6 tasks of 20 are 120."""
     monkeypatch.setattr(layout, "_LARGE_TASK_BYTES", large * params().dtype.itemsize)
     monkeypatch.setattr(layout, "_SHARED_BYTES", shared * params().dtype.itemsize)
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
