@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +17,7 @@ def show(title, rows, columns):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
         table.add_row(*row)
-    Console(width=None).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def write(path, content):
