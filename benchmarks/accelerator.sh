@@ -11,9 +11,10 @@ export PYTHONPATH=$PWD
 python=${PYTHON:-python3}
 
 if [ -n "${SMALL:-}" ]; then
-  sizes="4" steps="1 5" repeats=2 workloads="W1"
+  sizes="4" steps="1 8" repeats=2 workloads="W1" layers=("W1 layer 1")
 else
   sizes="4 32 128 512 1024" steps="1 5 20 100 200" repeats=7 workloads="W1 W2"
+  layers=("W1 layer 1" "W1 layer 2" "W2 layer 1" "W2 layer 2")
 fi
 
 run() { # run NAME PROGRAM [flags]: a program that fails is reported and does not stop the rest
@@ -32,7 +33,7 @@ run() { # run NAME PROGRAM [flags]: a program that fails is reported and does no
     --workloads $workloads --num-tasks $sizes --repeats $repeats
   run peers peers.py --workloads $workloads W3 --num-tasks $sizes --repeats $repeats \
     --peers naive_vmap ${TORCH_PEERS:-}
-  run memory memory.py --workloads W2 --inner-steps $steps
-  run kernels kernels.py --axes vmap --repeats $repeats
+  run memory memory.py --workloads W2 --inner-steps $steps --modes reverse mixed
+  run kernels kernels.py --axes vmap --repeats $repeats --layers "${layers[@]}"
 }
 "$python" benchmarks/report.py --results "$folder"
