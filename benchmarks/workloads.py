@@ -43,7 +43,8 @@ class Workload:
     Attributes:
       name: "W1", "W2", "W3" or "W4".
       loss_fn: the loss of one set of examples, by our convolution.
-      naive_loss_fn: the same with the convolution and products of `jax.lax`.
+      naive_loss_fn: the same network with the convolution of `jax.lax` (W1, W2, W4; norm, pooling
+        and head are ours there too), or with its matrix product (W3).
       params: initial parameters.
       tasks: a meta-batch.
       sampler: a sampler of such tasks.
