@@ -88,7 +88,7 @@ def measure(name, repeats):
     return {
         "workload": name,
         "whole": timings["whole"].median / num_tasks,
-        "at_the_rate": flops * timings["product"].median / (2 * 4096**3),
+        "at_the_rate": flops * timings["product"].median / benchmarking.PRODUCT_FLOPS,
         **{kind: statistics.median(values) for kind, values in parts.items()},
     }
 

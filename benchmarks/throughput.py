@@ -24,8 +24,6 @@ import report_table
 import workloads
 from maml_jax import benchmarking
 
-PRODUCT_FLOPS, COPY_BYTES = 2 * 4096**3, 2 * 2**28
-
 
 def case(name, *, num_tasks, axis, dtype, way, shot, num_steps, devices):
     """Prepares one case: how to time it, its cost, and its program's temporary memory."""
@@ -57,8 +55,11 @@ def measure(prepared, repeats):
     }
     timings = benchmarking.alternate(sides, repeats=repeats)
     seconds = timings["case"].median
-    rate, roof = prepared["flops"] / seconds, PRODUCT_FLOPS / timings["product"].median
-    moved, copied = prepared["num_bytes"] / seconds, COPY_BYTES / timings["copy"].median
+    rate, roof = prepared["flops"] / seconds, benchmarking.PRODUCT_FLOPS / timings["product"].median
+    moved, copied = (
+        prepared["num_bytes"] / seconds,
+        benchmarking.COPY_BYTES / timings["copy"].median,
+    )
     return {
         **timings["case"].as_dict(),
         **{name: prepared[name] for name in ("flops", "num_bytes", "temporary_bytes")},

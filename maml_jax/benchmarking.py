@@ -15,6 +15,10 @@ import numpy as np
 
 from maml_jax.host import cpu_cores, library_versions
 
+_SIZE = 4096
+PRODUCT_FLOPS = 2 * _SIZE**3  # Of the product of `product_rate`.
+COPY_BYTES = 2 * 2**28  # Of the copy of `copy_rate`, read and written.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
@@ -113,31 +117,26 @@ def machine() -> dict[str, Any]:
     }
 
 
-def product_rate(*, size: int = 4096, dtype: Any = jnp.float32) -> Callable[[], float]:
-    """Prepares the measurement of a square matrix product: the roof of what can be computed.
-
-    Args:
-      size: rows and columns of both factors.
-      dtype: of both factors.
+def product_rate() -> Callable[[], float]:
+    """Prepares the measurement of a large matrix product: the roof of what can be computed.
 
     Returns:
-      A function that multiplies once and returns its seconds; it did `2 * size**3` FLOPs.
+      A function that multiplies two 4096 x 4096 matrices of float32 once, `PRODUCT_FLOPS`, and
+      returns its seconds.
     """
-    left = jnp.ones((size, size), dtype)
+    left = jnp.ones((_SIZE, _SIZE), jnp.float32)
     product = jax.jit(lambda a, b: a @ b)
     return _prepared(lambda: product(left, left))
 
 
-def copy_rate(*, num_bytes: int = 2**28) -> Callable[[], float]:
+def copy_rate() -> Callable[[], float]:
     """Prepares the measurement of a copy: the roof of what memory can move.
 
-    Args:
-      num_bytes: size of the array, read once and written once.
-
     Returns:
-      A function that copies once and returns its seconds.
+      A function that reads and writes an array of 256 MiB once, `COPY_BYTES`, and returns its
+      seconds.
     """
-    array = jnp.ones(num_bytes // 4, jnp.float32)
+    array = jnp.ones(COPY_BYTES // 2 // 4, jnp.float32)
     copy = jax.jit(lambda a: a + 1)
     return _prepared(lambda: copy(array))
 

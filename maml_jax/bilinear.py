@@ -45,6 +45,30 @@ def conv(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     return _conv_p.bind(x, w, geometry=geometry)
 
 
+def supports(
+    lhs: jax.Array, rhs: jax.Array, precision: Any, preferred_element_type: Any, options: dict
+) -> bool:
+    """Tells whether arguments of `lax` that are neither sizes nor axes have a form here.
+
+    Args:
+      lhs: inputs.
+      rhs: kernel.
+      precision: as in `lax.dot_general`; a pair has none.
+      preferred_element_type: dtype of the result; another than that of `lhs` has none.
+      options: further arguments; a value other than None has none.
+
+    Returns:
+      Whether `conv` computes what `lax` would; both arrays have one dtype and are not empty.
+    """
+    return (
+        lhs.dtype == rhs.dtype
+        and lhs.size * rhs.size > 0
+        and preferred_element_type in (None, lhs.dtype)
+        and not isinstance(precision, tuple)
+        and all(value is None for value in options.values())
+    )
+
+
 def _varying_alike(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Inside `jax.shard_map`, says of both arrays that they vary where either does."""
     over = [_varying(array) for array in (x, w)]

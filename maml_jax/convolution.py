@@ -93,10 +93,7 @@ def convolution(
     plain = (
         all(d == 1 for d in lhs_dilation or ())
         and batch_group_count == 1
-        and preferred_element_type in (None, lhs.dtype)
-        and not isinstance(precision, tuple)
-        and all(value is None for value in options.values())
-        and lhs.size * rhs.size > 0
+        and bilinear.supports(lhs, rhs, precision, preferred_element_type, options)
     )
     if plain and _is_channels_last(lhs, rhs, dimension_numbers, feature_group_count):
         dilation = tuple(rhs_dilation or (1,) * (rhs.ndim - 2))
@@ -136,7 +133,7 @@ def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, gr
     # flax passes tuples, but a caller's ConvDimensionNumbers comes back as it is.
     same = all(tuple(a) == tuple(b) for a, b in zip(given, wanted, strict=True))
     channels = lhs.shape[-1] == groups * rhs.shape[-2] and rhs.shape[-1] % groups == 0
-    return same and lhs.dtype == rhs.dtype and channels
+    return same and channels
 
 
 def _explicit_pads(

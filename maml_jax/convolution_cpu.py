@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maml_jax import convolution_products as products
+from maml_jax.chunks import chunk_size
 from maml_jax.convolution_products import Geometry
 
 # Patches of more bytes than this are made for some of the examples at a time, at least for so
@@ -139,9 +140,7 @@ def _group_size(array: jax.Array, channels: int, geometry: Geometry) -> int:
     num_examples = array.shape[1]
     sizes = (len(array), *geometry.outputs, *geometry.window, channels, array.dtype.itemsize)
     fit = _PATCH_BYTES // math.prod(sizes)
-    most = min(num_examples, max(fit, _FEWEST_EXAMPLES))
-    divisor = max(n for n in range(1, most + 1) if num_examples % n == 0)
-    return divisor if 2 * divisor > most else most
+    return chunk_size(num_examples, max(fit, _FEWEST_EXAMPLES))
 
 
 def _split(array: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:

@@ -48,12 +48,8 @@ def dot_general(
     """
     plain = (
         lhs.ndim == rhs.ndim == 2
-        and lhs.dtype == rhs.dtype
-        and preferred_element_type in (None, lhs.dtype)
-        and not isinstance(precision, tuple)
         and _as_tuples(dimension_numbers) == _PLAIN
-        and all(value is None for value in options.values())
-        and lhs.size * rhs.size > 0
+        and bilinear.supports(lhs, rhs, precision, preferred_element_type, options)
     )
     if not plain:
         return lax.dot_general(

@@ -14,6 +14,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh
 
+from maml_jax.chunks import chunk_size
 from maml_jax.devices import task_mesh, tasks_per_device
 from maml_jax.tasks import Params, Task, num_tasks_of
 
@@ -109,7 +110,7 @@ def layout_of(
     num_tasks = tasks_per_device(num_tasks_of(tasks), mesh)
     if task_axis == "auto":
         fit = _tasks_that_fit(bytes_kept(task_loss, params, tasks), mesh)
-        side_by_side = _chunk_size(num_tasks, fit)
+        side_by_side = chunk_size(num_tasks, fit)
     elif isinstance(task_axis, str):
         side_by_side = {"vmap": num_tasks, "scan": 1}[task_axis]
     else:
@@ -175,14 +176,3 @@ def _tasks_that_fit(bytes_each: int, mesh: Mesh | None) -> int:
         return (_SMALL_TASKS_BYTES if mesh is None else _LARGE_TASK_BYTES) // bytes_each
     limit = (device.memory_stats() or {}).get("bytes_limit", sys.maxsize)  # Some do not tell.
     return int(_MEMORY_SHARE * limit) // bytes_each
-
-
-def _chunk_size(num_tasks: int, fit: int) -> int:
-    """Gives the number of tasks side by side if at most `fit` do.
-
-    A divisor of the number of tasks needs no second program for what is left over; but not one
-    that leaves more than half of the room empty.
-    """
-    most = max(1, min(num_tasks, fit))
-    divisor = max(n for n in range(1, most + 1) if num_tasks % n == 0)
-    return divisor if 2 * divisor > most else most

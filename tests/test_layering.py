@@ -14,6 +14,7 @@ ROOT = pathlib.Path(maml_jax.__file__).parent
 # Each module imports only from its left; a leaf imports nothing of the chain but these.
 CHAIN = [
     "host",
+    "chunks",
     "tasks",
     "losses",
     "inner_checks",
@@ -50,7 +51,7 @@ CHAIN = [
 LEAVES = {
     "benchmarking": {"host"},
     "convolution_products": set(),
-    "convolution_cpu": {"convolution_products"},
+    "convolution_cpu": {"chunks", "convolution_products"},
     "bilinear": {"convolution_products", "convolution_cpu"},
     "convolution": {"bilinear"},
     "dense": {"bilinear"},

@@ -11,6 +11,7 @@ import pytest
 
 import maml_jax as mj
 from maml_jax import layout
+from maml_jax.chunks import chunk_size
 from maml_jax.layout import bytes_kept, check_task_axis, layout_of
 
 
@@ -70,7 +71,7 @@ def test_mixed_mode_keeps_less_at_many_steps():
     ],
 )
 def test_as_many_as_fit_and_no_rest_where_that_is_cheap(num_tasks, fits, want):
-    assert layout._chunk_size(num_tasks, fits) == want
+    assert chunk_size(num_tasks, fits) == want
 
 
 def test_auto_runs_one_large_task_at_a_time_on_a_cpu(monkeypatch):
@@ -89,7 +90,7 @@ def test_auto_runs_one_large_task_at_a_time_on_a_cpu(monkeypatch):
         (19, 1000, 8, 2),
         (20, 159, 8, 2),
         (20, 160, 8, None),
-        (20, 159, 7, None),
+        (20, 159, 6, None),
     ],
 )
 def test_cores_share_large_tasks_and_many_small_ones(large, shared, num_tasks, want, monkeypatch):
