@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from maml_jax.aggregation import ladder
-from maml_jax.aggregation.ladder import Aggregation, Evidence, Level, State
+from maml_jax.aggregation.rule import Aggregation, Evidence, Level, State
 from maml_jax.layout import Layout
 from maml_jax.nonfinite import finite_losses
 from maml_jax.task_axis import contracted_gradient, task_gradients

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from maml_jax.aggregation.ladder import Aggregation, Level
+from maml_jax.aggregation.rule import Aggregation, Level
 
 
 def trimmed_mean(trim: int) -> Aggregation:

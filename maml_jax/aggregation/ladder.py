@@ -1,139 +1,13 @@
-"""The ladder of aggregations: what a rule must know decides what the outer step computes.
-
-An aggregation turns the gradients g₁…g_T of the tasks of a meta-batch into one. Every
-rule says the least that it must know:
-
-    STATIC  masks, weights and sizes      coefficients before any gradient
-    LOSS    the query losses              coefficients after the forward pass
-    NORMS   ‖gᵢ‖²                         per-task gradients are held once
-    GRAM    ⟨gᵢ, gⱼ⟩                      per-task gradients are held once
-    FULL    every coordinate              per-task gradients are held once
-
-Up to GRAM the result is Σᵢ cᵢ gᵢ, and a rule is the function that gives the coefficients
-c `[T]`: for STATIC and LOSS they are the cotangent of the vector of task losses, so one
-backward pass is enough. A FULL rule maps the tree of per-task gradients itself.
-
-Coefficients are constants: no derivative flows through them.
-"""
+"""What the ladder of `maml_jax.aggregation.rule` computes from per-task gradients."""
 
 import dataclasses
-import enum
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-
-class Level(enum.IntEnum):
-    """What an aggregation must know, from least to most.
-
-    Example:
-      >>> from maml_jax import aggregation
-      >>> aggregation.mean().level.name
-      'STATIC'
-    """
-
-    STATIC = 0
-    LOSS = 1
-    NORMS = 2
-    GRAM = 3
-    FULL = 4
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What a rule may look at; a field is None where the rule's level does not reach.
-
-    Attributes:
-      valid: booleans `[T]`; the tasks that count. Coefficients of others are ignored.
-      weights: the caller's weights `[T]`, or None.
-      num_support: numbers `[T]` of unmasked support examples, or None.
-      num_query: numbers `[T]` of unmasked query examples, or None.
-      losses: query losses `[T]`; from LOSS up.
-      sq_norms: ‖gᵢ‖² `[T]`; from NORMS up.
-      gram: ⟨gᵢ, gⱼ⟩ `[T, T]`; from GRAM up. Rows and columns of invalid tasks are 0.
-      task_ids: integers `[T]`, which task of a finite pool each one is, or None.
-      key: random key of this step, or None.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from maml_jax.aggregation import Evidence
-      >>> evidence = Evidence(valid=jnp.array([True, True, False]))
-      >>> print(evidence.over_valid(jnp.ones(3), evidence.num_valid))
-      [0.5 0.5 0. ]
-    """
-
-    valid: jax.Array
-    weights: jax.Array | None = None
-    num_support: jax.Array | None = None
-    num_query: jax.Array | None = None
-    losses: jax.Array | None = None
-    sq_norms: jax.Array | None = None
-    gram: jax.Array | None = None
-    task_ids: jax.Array | None = None
-    key: jax.Array | None = None
-
-    @property
-    def num_valid(self) -> jax.Array:
-        """Number of tasks that count, over all chunks and devices."""
-        return self.valid.sum()
-
-    def over_valid(self, values: jax.Array, denominator: jax.Array) -> jax.Array:
-        """Gives `values / denominator` for valid tasks, 0 for others, 0 where 0 / 0."""
-        safe = jnp.where(denominator == 0, 1, denominator)
-        return jnp.where(self.valid, values, 0) / safe
-
-
-State = Any
-"""What a rule remembers from step to step; `()` for most."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Aggregation:
-    """One rule to reduce the task gradients of a meta-batch.
-
-    Attributes:
-      name: as in messages and metrics.
-      level: the least that the rule must know.
-      coefficients: `(evidence, state) -> (coefficients [T], state)`; None for FULL.
-      combine: `(task_grads [T, ...], evidence, state) -> (grads [...], state)`; FULL only.
-      init: gives the state before the first step.
-      uses_weights: whether the caller's weights enter; weights are refused otherwise.
-      needs_weights: whether they must be given.
-      min_tasks: the smallest meta-batch for which the rule is defined.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import maml_jax as mj
-      >>> def first_only(evidence, state):
-      ...     return jnp.zeros_like(evidence.losses).at[0].set(1.0), state
-      >>> rule = mj.aggregation.Aggregation(
-      ...     name="first", level=mj.aggregation.Level.LOSS, coefficients=first_only
-      ... )
-      >>> grads = jnp.array([[1.0, 2.0], [3.0, 4.0]])
-      >>> print(mj.aggregation.aggregate(rule, grads, losses=jnp.array([0.1, 0.2])))
-      [1. 2.]
-    """
-
-    name: str
-    level: Level
-    coefficients: Callable[[Evidence, State], tuple[jax.Array, State]] | None = None
-    combine: Callable[[Any, Evidence, State], tuple[Any, State]] | None = None
-    init: Callable[[], State] = tuple
-    uses_weights: bool = False
-    needs_weights: bool = False
-    min_tasks: int = 1
-
-    def __post_init__(self):
-        full = self.level == Level.FULL
-        if (self.combine is not None) != full or (self.coefficients is not None) == full:
-            raise ValueError(
-                "an aggregation of level FULL must have `combine` only, any other "
-                f"`coefficients` only; check {self.name!r} of level {self.level.name}."
-            )
+from maml_jax.aggregation.rule import Aggregation, Evidence, Level, State
 
 
 def sq_norms(task_grads: Any) -> jax.Array:
@@ -200,6 +74,8 @@ def reduce_task_grads(
         result = aggregation.combine(task_grads, evidence, state)
         grads, state = _as_pair(aggregation, "gradient", result)
         _check_combined(aggregation, grads, task_grads)
+        if aggregation.scale == "sum":
+            grads = jax.tree.map(lambda g: (g * evidence.num_valid).astype(g.dtype), grads)
         return grads, None, state
     coefficients, state = checked_coefficients(aggregation, evidence, state)
     return contract(coefficients, task_grads), coefficients, state
@@ -230,6 +106,8 @@ def checked_coefficients(
             f"aggregation {aggregation.name!r} must return coefficients of shape [T] = "
             f"{evidence.valid.shape}, got {jnp.shape(coefficients)}."
         )
+    if aggregation.scale == "sum":
+        coefficients = coefficients * evidence.num_valid
     return jnp.where(evidence.valid, jax.lax.stop_gradient(coefficients), 0), state
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from maml_jax.aggregation.ladder import Aggregation, Level
+from maml_jax.aggregation.rule import Aggregation, Level
 
 _EMA_DECAY = 0.99
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from maml_jax.aggregation.ladder import Aggregation, Level
+from maml_jax.aggregation.rule import Aggregation, Level
 
 
 def tilted(tilt: float) -> Aggregation:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from maml_jax.aggregation.ladder import Aggregation, Level
+from maml_jax.aggregation.rule import Aggregation, Level
 
 
 def norm_clipped(threshold: float | Literal["median"] = "median") -> Aggregation:

@@ -8,14 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from maml_jax.aggregation.ladder import (
-    Aggregation,
-    Evidence,
-    Level,
-    State,
-    reduce_task_grads,
-)
+from maml_jax.aggregation.ladder import reduce_task_grads
 from maml_jax.aggregation.linear import mean, sum, weighted
+from maml_jax.aggregation.rule import Aggregation, Evidence, Level, State
 
 _NAMED = {"mean": mean, "sum": sum, "weighted": weighted}
 
