@@ -2,15 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from maml_jax import aggregation, data, losses
+from maml_jax import aggregation, data, gains, losses
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop
 from maml_jax.learned_rates import lslr, meta_sgd
 from maml_jax.maml_family import anil, boil, fomaml, maml, reptile
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.outer_loop import run_outer_steps
-from maml_jax.outer_step import OuterState, OuterStep, make_outer_step
-from maml_jax.tasks import Examples, Task, meta_batch
+from maml_jax.outer_state import OuterState, OuterStep
+from maml_jax.outer_step import make_outer_step
+from maml_jax.tasks import Examples, Grouped, Task, meta_batch
 
 if TYPE_CHECKING:
     from maml_jax import models
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Evaluation",
     "Examples",
+    "Grouped",
     "InnerLoop",
     "NonFiniteTaskError",
     "OuterState",
@@ -31,6 +33,7 @@ __all__ = [
     "data",
     "evaluate",
     "fomaml",
+    "gains",
     "losses",
     "lslr",
     "make_outer_step",

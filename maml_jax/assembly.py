@@ -12,7 +12,7 @@ from maml_jax import data, devices, layout, losses
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop, MetaParams
 from maml_jax.network import Network, assemble_network, assemble_outer_step
-from maml_jax.outer_step import OuterStep
+from maml_jax.outer_state import OuterStep
 from maml_jax.recipes import Config
 from maml_jax.tasks import Params, TaskSampler, meta_batch
 

@@ -14,7 +14,7 @@ from maml_jax import assembly, benchmarking
 from maml_jax.devices import task_mesh, tasks_per_device
 from maml_jax.layout import TaskAxis, layout_of
 from maml_jax.network import Network, assemble_network, assemble_outer_step, input_shape
-from maml_jax.outer_step import OuterStep
+from maml_jax.outer_state import OuterStep
 from maml_jax.recipes import Config
 from maml_jax.tasks import Examples, Task, num_tasks_of
 

@@ -4,6 +4,7 @@ All look at shapes and dtypes only, so they cost nothing per step: they run whil
 step is traced. Values are checked where they are used, see `losses.cross_entropy`.
 """
 
+import dataclasses
 import difflib
 import warnings
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from maml_jax.tasks import Examples, Task
+from maml_jax.inner_checks import check_count
+from maml_jax.tasks import Examples, Grouped, Task
 
 _NUMERIC = (np.number, np.bool_, jax.dtypes.prng_key)
 
@@ -51,6 +53,14 @@ def check_meta_batch(tasks: Any) -> None:
         raise ValueError(
             "support and query must have the same number of tasks, got "
             f"{counts['support']} support tasks and {counts['query']} query tasks."
+        )
+    ids, num_tasks = tasks.task_id, counts["support"]
+    if ids is not None and (
+        jnp.shape(ids) != (num_tasks,) or not jnp.issubdtype(jnp.result_type(ids), np.integer)
+    ):
+        raise ValueError(
+            f"task_id must be integers [T] = ({num_tasks},), got {jnp.result_type(ids)} of shape "
+            f"{jnp.shape(ids)}."
         )
 
 
@@ -233,18 +243,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else "."
 
 
-def as_sampler(sampler: Any) -> jax.tree_util.Partial:
+def as_sampler(sampler: Any) -> Any:
     """Makes a sampler an argument of compiled calls, its arrays being leaves of it.
 
     Args:
-      sampler: a function from a key to one `Task`.
+      sampler: a function from a key to one `Task`, or a `Grouped` sampler.
 
     Returns:
-      A `jax.tree_util.Partial`.
+      A `jax.tree_util.Partial`, or a `Grouped` sampler of one.
 
     Raises:
       TypeError: if it is not a function.
+      ValueError: if a group has less than one task.
     """
+    if isinstance(sampler, Grouped):
+        check_count("tasks_per_group", sampler.tasks_per_group, at_least=1)
+        return dataclasses.replace(sampler, sampler=as_sampler(sampler.sampler))
     if not callable(sampler):
         raise TypeError(
             "sampler must be a function from a key to one Task, such as maml_jax.data.sinusoid(), "

@@ -20,7 +20,7 @@ from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss
 from maml_jax.layout import TaskAxis, check_task_axis, layout_of
 from maml_jax.losses import LossFn
 from maml_jax.task_axis import map_tasks
-from maml_jax.tasks import TaskSampler, as_key, meta_batch
+from maml_jax.tasks import Grouped, TaskSampler, as_key, draw_one, meta_batch
 
 _NORMAL_95 = 1.959964  # Two-sided 95% quantile; the number of tasks is large.
 _SIDE_BY_SIDE = 100  # Keeps memory flat when thousands of tasks are evaluated at once.
@@ -105,7 +105,7 @@ def evaluate(
     loss_fn: LossFn,
     inner: InnerLoop,
     params: MetaParams,
-    sampler: TaskSampler,
+    sampler: TaskSampler | Grouped,
     key: jax.Array,
     *,
     num_tasks: int = 600,
@@ -116,13 +116,14 @@ def evaluate(
 ) -> Evaluation:
     """Adapts to many tasks and averages what is measured on their query sets.
 
-    Task i is `sampler(fold_in(key, i))`: two evaluations with one key see the same tasks.
+    Task i is `sampler(fold_in(key, i))`: two evaluations with one key see the same tasks. Of a
+    `Grouped` sampler each is from a group of its own, so that the interval holds.
 
     Args:
       loss_fn: loss of parameters on one set of examples, with metrics.
       inner: the inner loop.
       params: the meta-parameters, `state.params`.
-      sampler: a pure function from a key to one `Task`.
+      sampler: a pure function from a key to one `Task`, or a `Grouped` one.
       key: random key, or an integer seed.
       num_tasks: how many tasks; at least 2.
       num_steps: inner steps at test time; those of `inner` by default.
@@ -162,11 +163,13 @@ def evaluate(
         check_count("num_steps", num_steps)
     key = as_key(key)
     sampler = checks.as_sampler(sampler)
+    if isinstance(sampler, Grouped):
+        sampler = dataclasses.replace(sampler, tasks_per_group=1)
     shared = num_tasks if mesh is None else -(-num_tasks // mesh.size) * mesh.size
     shapes = jax.eval_shape(lambda: meta_batch(sampler, key, shared))
     checks.check_meta_batch(shapes)
     if not transductive:
-        _check_judged_alone(loss_fn, inner, params, sampler(jax.random.fold_in(key, 0)))
+        _check_judged_alone(loss_fn, inner, params, draw_one(sampler, key, 0))
     per_task = _measure(
         sampler,
         params,
@@ -235,7 +238,7 @@ def _measure(
 
     def one(shared, index):
         sampler, params, key = shared
-        task = sampler(jax.random.fold_in(key, index))
+        task = draw_one(sampler, key, index)
         return _after_each_step(loss_fn, inner, params, task, num_steps, transductive)
 
     return map_tasks(one, (sampler, params, key), jnp.arange(num_tasks), layout)

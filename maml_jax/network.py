@@ -13,7 +13,8 @@ from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss
 from maml_jax.layout import TaskAxis
 from maml_jax.learned_rates import lslr, meta_sgd
 from maml_jax.maml_family import anil, boil, fomaml, maml, reptile
-from maml_jax.outer_step import OuterStep, make_outer_step
+from maml_jax.outer_state import OuterStep
+from maml_jax.outer_step import make_outer_step
 from maml_jax.recipes import Config
 from maml_jax.tasks import Params, Task
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from maml_jax import checks, devices
 from maml_jax.inner_checks import check_count
-from maml_jax.outer_step import OuterState, OuterStep, raise_if_nonfinite
-from maml_jax.tasks import Task, TaskSampler, as_key, draw
+from maml_jax.outer_state import OuterState, OuterStep
+from maml_jax.outer_step import raise_if_nonfinite
+from maml_jax.tasks import Grouped, Task, TaskSampler, as_key, draw
 
 # Tasks are drawn for as many steps at once as fit in this: little beside any cache or memory.
 _DRAWN_BYTES = 2**20
@@ -16,7 +17,7 @@ _DRAWN_BYTES = 2**20
 
 def run_outer_steps(
     outer: OuterStep,
-    sampler: TaskSampler,
+    sampler: TaskSampler | Grouped,
     state: OuterState,
     key: jax.Array,
     *,
@@ -30,9 +31,9 @@ def run_outer_steps(
 
     Args:
       outer: the outer step.
-      sampler: a pure function from a key to one `Task`. Make it a `jax.tree_util.Partial`
-        over large arrays, so that they are arguments of the compiled call and not constants
-        in it; the samplers of `maml_jax.data` are.
+      sampler: a pure function from a key to one `Task`, or a `Grouped` one. Make it a
+        `jax.tree_util.Partial` over large arrays, so that they are arguments of the compiled
+        call and not constants in it; the samplers of `maml_jax.data` are.
       state: where to start; not consumed. From the second step on, the call updates a copy
         of its own in place.
       key: random key of the whole run, or an integer seed.

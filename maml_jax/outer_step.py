@@ -3,78 +3,30 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from maml_jax import checks, devices
-from maml_jax.aggregation import Aggregation, resolve
-from maml_jax.aggregation.resolve import check_weights, valid_tasks
-from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss, task_loss
+from maml_jax import checks, devices, gains
+from maml_jax.aggregation import Aggregation, Level, mean, resolve
+from maml_jax.aggregation.resolve import check_task_ids, check_weights, valid_tasks
+from maml_jax.gains import Gain, gain_power
+from maml_jax.inner_loop import InnerLoop, query_loss, task_loss
 from maml_jax.layout import TaskAxis, check_task_axis, layout_of
 from maml_jax.losses import LossFn
 from maml_jax.nonfinite import Explain, NonFiniteTaskError, make_explain
+from maml_jax.outer_state import OuterState, OuterStep
 from maml_jax.reduction import Reduced, reduce_meta_batch
-from maml_jax.tasks import Params, num_tasks_of
+from maml_jax.tasks import num_tasks_of
 
 ON_NONFINITE = ("raise", "skip", "propagate")
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OuterState:
-    """What the outer loop carries from step to step.
-
-    Attributes:
-      params: the meta-parameters, `inner.init(params)`.
-      opt_state: the outer optimizer's state.
-      aggregation_state: the aggregation's state; `()` for most.
-      step: number of outer steps done, a scalar integer.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import maml_jax as mj
-      >>> mj.OuterState(params=jnp.ones(2), opt_state=(), aggregation_state=(), step=0).step
-      0
-    """
-
-    params: MetaParams
-    opt_state: Any
-    aggregation_state: Any
-    step: jax.Array
-
-
-class OuterStep(NamedTuple):
-    """A compiled outer step, from `make_outer_step`.
-
-    Attributes:
-      init: `params -> OuterState`.
-      update: `(state, tasks, *, weights=None, mask=None) -> (state, metrics)`.
-      gradient: `(state, tasks, *, weights=None, mask=None) -> (grads, metrics)`: the
-        aggregated meta-gradient, no update.
-      explain: `(params, tasks) -> (task indices, sentence)`: which tasks are not finite.
-      mesh: the devices that share the tasks; None is the default device.
-
-    Example:
-      >>> import jax.numpy as jnp, optax
-      >>> import maml_jax as mj
-      >>> loss_fn = mj.losses.regression(lambda params, inputs, mask: inputs @ params)
-      >>> outer = mj.make_outer_step(loss_fn, mj.maml(optax.sgd(0.1), 1), optax.sgd(0.1))
-      >>> examples = mj.Examples(inputs=jnp.ones((3, 4, 1)), targets=jnp.ones((3, 4, 1)))
-      >>> tasks = mj.Task(support=examples, query=examples)
-      >>> grads, metrics = outer.gradient(outer.init(jnp.zeros((1, 1))), tasks)
-      >>> print(grads.round(2))
-      [[-1.28]]
-    """
-
-    init: Callable[[Params], OuterState]
-    update: Callable[..., tuple[OuterState, dict[str, jax.Array]]]
-    gradient: Callable[..., tuple[MetaParams, dict[str, jax.Array]]]
-    explain: Explain
-    mesh: Mesh | None
+# What `OuterStep.evidence` reduces with: a mean that is shown all that a rule can be.
+_OBSERVER = dataclasses.replace(mean(), level=Level.GRAM)
+_NOISE_OBSERVER = dataclasses.replace(_OBSERVER, splits_queries=True)
 
 
 def make_outer_step(
@@ -83,6 +35,7 @@ def make_outer_step(
     optimizer: optax.GradientTransformation,
     *,
     aggregation: str | Aggregation = "mean",
+    gain: Gain | None = None,
     task_axis: TaskAxis = "auto",
     mesh: Mesh | None = None,
     on_nonfinite: str = "raise",
@@ -98,7 +51,8 @@ def make_outer_step(
     it, averaged over the tasks that count, whatever the aggregation; `grad_norm`;
     `n_valid`, the number of tasks that count (not masked, weight not 0, not skipped);
     `n_nonfinite`; `effective_tasks`, (Σc)²/Σc² of the coefficients; and, for aggregations
-    from level NORMS up, `gain`, `divisor` and `coherence` (see `maml_jax.reduction`);
+    from level NORMS up, `gain`, `divisor` and `coherence` (see `maml_jax.spread`); with a gain
+    `step_factor` and `progress`;
     `side_by_side`, how many tasks each device ran at once. When no task counts, parameters
     and optimizer state stay as they are.
 
@@ -109,6 +63,8 @@ def make_outer_step(
       optimizer: the outer optimizer, any optax transformation; it is also given the query
         loss as `value`, for those that ask.
       aggregation: "mean", "sum", "weighted", or a value of `maml_jax.aggregation`.
+      gain: how far a step goes for the number of tasks, a value of `maml_jax.gains`; it
+        multiplies the optimizer's update. None leaves it as it is.
       task_axis: "vmap" runs all tasks side by side, "scan" one after the other, a number
         so many at a time. "auto" takes as many as fit in half of an accelerator's memory;
         on a CPU one at a time if they are large (`maml_jax.layout`). It changes speed and
@@ -122,7 +78,7 @@ def make_outer_step(
         compute on.
 
     Returns:
-      `OuterStep(init, update, gradient, explain, mesh)`.
+      `OuterStep(init, update, gradient, evidence, explain, optimizer, mesh)`.
 
     Raises:
       TypeError: if an argument is of the wrong kind.
@@ -148,6 +104,7 @@ def make_outer_step(
     _check_arguments(loss_fn, inner, optimizer, task_axis, on_nonfinite)
     devices.check_mesh(mesh)
     rule = resolve(aggregation)
+    power = gain_power(gain, optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
     explain = make_explain(inner, loss_fn)
     one_task, adapted_loss = (functools.partial(f, inner, loss_fn) for f in (task_loss, query_loss))
@@ -160,10 +117,11 @@ def make_outer_step(
             opt_state=optimizer.init(meta_params),
             aggregation_state=rule.init(),
             step=jnp.zeros((), jnp.int32),
+            gain_state=() if gain is None else gains.start(gain),
         )
         return devices.replicate(state, mesh)
 
-    def reduce(state, tasks, weights, mask):
+    def reduce(state, tasks, weights, mask, *, rule=rule):
         checks.check_meta_batch(tasks)
         check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
         plain = weights is None and mask is None
@@ -173,10 +131,12 @@ def make_outer_step(
             tasks,
             aggregation=rule,
             state=state.aggregation_state,
+            measures_spread=gain is not None and gain.needs_spread,
             valid=None if plain else valid_tasks(num_tasks_of(tasks), weights=weights, mask=mask),
             weights=weights,
             layout=layout_of(task_axis, adapted_loss, state.params, tasks, mesh=mesh),
-            skip_nonfinite=on_nonfinite == "skip",
+            skip_nonfinite=on_nonfinite == "skip" or rule in (_OBSERVER, _NOISE_OBSERVER),
+            step=state.step,
         )
 
     compiled_reduce = jax.jit(reduce)
@@ -184,9 +144,16 @@ def make_outer_step(
     @jax.jit
     def compiled_update(state, tasks, weights, mask):
         checks.check_opt_state(state.opt_state, jax.eval_shape(optimizer.init, state.params))
-        return _updated(state, reduce(state, tasks, weights, mask), optimizer, on_nonfinite)
+        reduced = reduce(state, tasks, weights, mask)
+        scale = None if gain is None else functools.partial(gains.apply, gain, power)
+        return _updated(state, reduced, optimizer, scale, on_nonfinite)
 
-    def at_the_door(state, tasks, weights, mask):
+    @functools.partial(jax.jit, static_argnames="noise")
+    def compiled_evidence(state, tasks, mask, *, noise):
+        rule = _NOISE_OBSERVER if noise else _OBSERVER
+        return reduce(state, tasks, None, mask, rule=rule).evidence
+
+    def at_the_door(state, tasks, weights, mask, *, rule=rule):
         if not isinstance(state, OuterState):
             raise TypeError(
                 f"state must be an OuterState, made by outer.init, got {type(state).__name__}."
@@ -195,6 +162,7 @@ def make_outer_step(
             checks.check_meta_batch(tasks)
             checks.warn_rounded(tasks)
             check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
+            check_task_ids(rule, tasks.task_id)
 
     def raise_if_asked(state, tasks, metrics):
         if on_nonfinite == "raise" and not checks.is_traced(metrics):
@@ -212,7 +180,11 @@ def make_outer_step(
         raise_if_asked(state, tasks, reduced.metrics)
         return reduced.grads, reduced.metrics
 
-    return OuterStep(init, update, gradient, explain, mesh)
+    def evidence(state, tasks, *, mask=None, noise=False):
+        at_the_door(state, tasks, None, mask, rule=_OBSERVER)
+        return compiled_evidence(state, tasks, mask, noise=noise)
+
+    return OuterStep(init, update, gradient, evidence, explain, optimizer, mesh)
 
 
 def raise_if_nonfinite(
@@ -235,17 +207,22 @@ def raise_if_nonfinite(
     raise NonFiniteTaskError(step=int(state.step), task_indices=indices, reason=reason, state=state)
 
 
-def _updated(state: OuterState, reduced: Reduced, optimizer, on_nonfinite: str):
+def _updated(state: OuterState, reduced: Reduced, optimizer, scale, on_nonfinite: str):
     """Applies the outer optimizer, unless no task counts or one that counts is not finite."""
-    metrics = reduced.metrics
+    metrics, gain_state = reduced.metrics, state.gain_state
     updates, opt_state = optimizer.update(
         reduced.grads, state.opt_state, state.params, value=metrics["query_loss"]
     )
-    moved = (optax.apply_updates(state.params, updates), opt_state, reduced.aggregation_state)
-    stayed = (state.params, state.opt_state, state.aggregation_state)
+    if scale is not None:
+        factor, gain_state = scale(reduced.counted_spread, gain_state)
+        updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
+        metrics = {**metrics, "step_factor": factor, "progress": gain_state.progress}
+    params = optax.apply_updates(state.params, updates)
+    moved = (params, opt_state, reduced.aggregation_state, gain_state)
+    stayed = (state.params, state.opt_state, state.aggregation_state, state.gain_state)
     sound = (metrics["n_nonfinite"] == 0) if on_nonfinite == "raise" else jnp.array(True)
     accepted = sound & (metrics["n_valid"] > 0)
-    params, opt_state, aggregation_state = jax.tree.map(
+    params, opt_state, aggregation_state, gain_state = jax.tree.map(
         lambda new, old: jnp.where(accepted, new, old), moved, stayed
     )
     new_state = OuterState(
@@ -253,6 +230,7 @@ def _updated(state: OuterState, reduced: Reduced, optimizer, on_nonfinite: str):
         opt_state=opt_state,
         aggregation_state=aggregation_state,
         step=state.step + sound.astype(state.step.dtype),
+        gain_state=gain_state,
     )
     return new_state, metrics
 

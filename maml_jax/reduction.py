@@ -11,16 +11,18 @@ Leaving out tasks whose gradient is not finite needs per-task gradients at any l
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from maml_jax.aggregation import ladder
+from maml_jax.aggregation.resolve import check_task_ids
 from maml_jax.aggregation.rule import Aggregation, Evidence, Level, State
 from maml_jax.layout import Layout
 from maml_jax.nonfinite import finite_losses
+from maml_jax.query_halves import noisy_task_gradients
+from maml_jax.spread import Spread, spread_of
 from maml_jax.task_axis import contracted_gradient, task_gradients
 from maml_jax.tasks import Examples, Params, Task, num_tasks_of
 
@@ -34,11 +36,23 @@ class Reduced:
       grads: the aggregated meta-gradient, a tree like the meta-parameters.
       aggregation_state: the rule's next state.
       metrics: scalars, see `maml_jax.make_outer_step`.
+      evidence: what was known of the tasks apart from their gradients.
+      spread: how far the gradients agree, if they were held.
     """
 
     grads: Params
     aggregation_state: State
     metrics: dict[str, jax.Array]
+    evidence: Evidence
+    spread: Spread | None
+
+    @property
+    def counted_spread(self) -> Spread:
+        """The spread; where gradients were not held, of as many identical ones."""
+        if self.spread is not None:
+            return self.spread
+        one = jnp.ones(())
+        return Spread(num_tasks=self.evidence.num_valid, mean_square=one, square_mean=one)
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +67,7 @@ class _Parts:
     state: State
     finite: jax.Array
     evidence: Evidence
-    spread: dict[str, jax.Array]
+    spread: Spread | None
 
 
 def reduce_meta_batch(
@@ -67,6 +81,8 @@ def reduce_meta_batch(
     weights: jax.Array | None,
     layout: Layout,
     skip_nonfinite: bool,
+    step: jax.Array | int = 0,
+    measures_spread: bool = False,
 ) -> Reduced:
     """Computes the aggregated meta-gradient of a meta-batch.
 
@@ -80,47 +96,53 @@ def reduce_meta_batch(
       weights: `[T]` or None.
       layout: where and how the tasks run; static.
       skip_nonfinite: leave out tasks whose loss or gradient is not finite; static.
+      step: number of the outer step, for rules that draw at random.
+      measures_spread: measure how far gradients agree whatever the rule's level; static.
 
     Returns:
       The aggregated gradient, the rule's next state, and the metrics.
+
+    Raises:
+      ValueError: if the rule needs to know which tasks these are, and they do not say.
     """
-    if valid is None:
-        valid = jnp.ones(num_tasks_of(tasks), bool)
-    else:
+    evidence = _evidence(aggregation, tasks, valid, weights, step)
+    if valid is not None:
         tasks = _replace_invalid(tasks, valid)
-    evidence = Evidence(
-        valid=valid,
-        weights=weights,
-        num_support=_sizes(tasks.support),
-        num_query=_sizes(tasks.query),
-    )
-    path = (
-        _contracted
-        if aggregation.level <= Level.LOSS and not skip_nonfinite
-        else functools.partial(_per_task, skip_nonfinite=skip_nonfinite)
-    )
+    valid = evidence.valid
+    lone = aggregation.level <= Level.LOSS and not (skip_nonfinite or measures_spread)
+    path = _contracted
+    if not lone:
+        path = functools.partial(
+            _per_task, skip_nonfinite=skip_nonfinite, measures_spread=measures_spread
+        )
     parts = path(task_loss, params, tasks, aggregation, state, evidence, layout)
     metrics = {**_metrics(parts, valid), "side_by_side": jnp.asarray(layout.side_by_side)}
-    return Reduced(grads=parts.grads, aggregation_state=parts.state, metrics=metrics)
+    return Reduced(
+        grads=parts.grads,
+        aggregation_state=parts.state,
+        metrics=metrics,
+        evidence=parts.evidence,
+        spread=parts.spread,
+    )
 
 
 def _contracted(task_loss, params, tasks, aggregation, state, evidence, layout) -> _Parts:
     """Takes the coefficients as the cotangent of the losses: one backward pass."""
     needs_losses = aggregation.level == Level.LOSS
 
-    def decide(losses):
-        seen = dataclasses.replace(evidence, losses=losses) if needs_losses else evidence
-        return ladder.checked_coefficients(aggregation, seen, state)
+    def decide(*seen):
+        known = _with_losses(evidence, *seen) if seen else evidence
+        return ladder.checked_coefficients(aggregation, known, state)
 
     losses, task_metrics, grads = contracted_gradient(
         task_loss,
         params,
         tasks,
-        lambda losses: decide(losses)[0],
+        lambda *seen: decide(*seen)[0],
         layout,
         needs_losses=needs_losses,
     )
-    coefficients, state = decide(losses)
+    coefficients, state = decide(losses, task_metrics) if needs_losses else decide()
     return _Parts(
         losses=losses,
         task_metrics=task_metrics,
@@ -129,21 +151,38 @@ def _contracted(task_loss, params, tasks, aggregation, state, evidence, layout) 
         state=state,
         finite=finite_losses(losses, task_metrics),
         evidence=evidence,
-        spread={},
+        spread=None,
     )
 
 
 def _per_task(
-    task_loss, params, tasks, aggregation, state, evidence, layout, *, skip_nonfinite
+    task_loss,
+    params,
+    tasks,
+    aggregation,
+    state,
+    evidence,
+    layout,
+    *,
+    skip_nonfinite,
+    measures_spread,
 ) -> _Parts:
     """Holds the gradient of every task, then reduces."""
-    losses, task_metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
+    if aggregation.splits_queries:
+        seen = noisy_task_gradients(task_loss, params, tasks, layout, valid=evidence.valid)
+        losses, task_metrics, task_grads, noise = seen
+        evidence = dataclasses.replace(evidence, noise=noise)
+    else:
+        losses, task_metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
     finite = finite_losses(losses, task_metrics) & jnp.isfinite(ladder.sq_norms(task_grads))
-    evidence = dataclasses.replace(evidence, losses=losses)
+    evidence = _with_losses(evidence, losses, task_metrics)
     if skip_nonfinite:
         evidence = dataclasses.replace(evidence, valid=evidence.valid & finite)
-    grads, coefficients, state = ladder.reduce_task_grads(aggregation, task_grads, evidence, state)
-    spread = _spread(task_grads, evidence.valid) if aggregation.level >= Level.NORMS else {}
+    grads, coefficients, state, evidence = ladder.reduce_task_grads(
+        aggregation, task_grads, evidence, state
+    )
+    measures_spread |= aggregation.level >= Level.NORMS
+    spread = spread_of(task_grads, evidence.valid) if measures_spread else None
     return _Parts(
         losses=losses,
         task_metrics=task_metrics,
@@ -154,6 +193,26 @@ def _per_task(
         evidence=evidence,
         spread=spread,
     )
+
+
+def _evidence(aggregation, tasks, valid, weights, step) -> Evidence:
+    """Gathers what a rule may look at before any loss."""
+    check_task_ids(aggregation, tasks.task_id)
+    seed, trait = aggregation.seed, aggregation.trait
+    return Evidence(
+        valid=jnp.ones(num_tasks_of(tasks), bool) if valid is None else valid,
+        weights=weights,
+        num_support=_sizes(tasks.support),
+        num_query=_sizes(tasks.query),
+        task_ids=tasks.task_id,
+        traits=None if trait is None else jax.vmap(trait)(tasks),
+        key=None if seed is None else jax.random.fold_in(jax.random.key(seed), step),
+    )
+
+
+def _with_losses(evidence: Evidence, losses: jax.Array, task_metrics: dict) -> Evidence:
+    support_losses = task_metrics.get("support_loss")
+    return dataclasses.replace(evidence, losses=losses, support_losses=support_losses)
 
 
 def _metrics(parts: _Parts, asked: jax.Array) -> dict[str, jax.Array]:
@@ -179,31 +238,14 @@ def _metrics(parts: _Parts, asked: jax.Array) -> dict[str, jax.Array]:
         "n_valid": valid.sum(),
         "n_nonfinite": nonfinite,
         "effective_tasks": jnp.square(weights.sum()) / jnp.where(squares > 0, squares, 1),
-        **parts.spread,
+        **_spread_metrics(parts.spread),
     }
 
 
-def _spread(task_grads: Any, valid: jax.Array) -> dict[str, jax.Array]:
-    """Measures how far the gradients of the valid tasks agree.
-
-    With a = mean ‖gᵢ‖² and q = ‖mean gᵢ‖²: the gain r = a / q of AdaScale (Johnson et al.,
-    ICML 2020), the divisor D = n / r that it means for the sum (n for identical gradients,
-    1 for orthogonal ones), and the coherence (D - 1) / (n - 1), the mean inner product of
-    two different tasks over the mean square.
-    """
-    task_grads = ladder.zero_invalid(task_grads, valid)
-    count = jnp.maximum(valid.sum(), 1)
-    average = ladder.contract(valid / count, task_grads)
-    mean_square = ladder.sq_norms(task_grads).sum() / count
-    square_mean = sum(
-        jnp.square(leaf.astype(mean_square.dtype)).sum() for leaf in jax.tree.leaves(average)
-    )
-    gain = jnp.where(
-        mean_square > 0, mean_square / jnp.where(square_mean > 0, square_mean, 0.0), 1.0
-    )
-    divisor = count / gain
-    coherence = jnp.where(count > 1, (divisor - 1) / jnp.maximum(count - 1, 1), 1.0)
-    return {"gain": gain, "divisor": divisor, "coherence": coherence}
+def _spread_metrics(spread: Spread | None) -> dict[str, jax.Array]:
+    if spread is None:
+        return {}
+    return {"gain": spread.gain, "divisor": spread.divisor, "coherence": spread.coherence}
 
 
 def _replace_invalid(tasks: Task, valid: jax.Array) -> Task:

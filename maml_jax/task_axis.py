@@ -74,7 +74,7 @@ def contracted_gradient(
     task_loss: Callable,
     params: Params,
     tasks: Task,
-    coefficients: Callable[[jax.Array | None], jax.Array],
+    coefficients: Callable[..., jax.Array],
     layout: Layout,
     *,
     needs_losses: bool,
@@ -90,7 +90,8 @@ def contracted_gradient(
       task_loss: `(params, task) -> (loss, metrics)` for one task.
       params: the meta-parameters.
       tasks: a meta-batch `[T, ...]`.
-      coefficients: from losses `[T]` (None unless `needs_losses`) to coefficients `[T]`.
+      coefficients: gives coefficients `[T]`, from losses `[T]` and metrics `[T, ...]` if
+        `needs_losses`, else from nothing.
       layout: where and how the tasks run; static.
       needs_losses: whether `coefficients` looks at the losses; static.
 
@@ -104,13 +105,13 @@ def contracted_gradient(
             *seen, grads = _in_chunks(task_loss, params, weights, tasks, layout.side_by_side)
             return seen, grads
 
-        own = coefficients(None), tasks
+        own = coefficients(), tasks
         seen, grads = on_devices(here, layout.mesh, summed=True)(params, own)
         return *seen, grads
     if layout.mesh is None and layout.side_by_side >= num_tasks_of(tasks):
         return _side_by_side(task_loss, params, tasks, coefficients)
     losses, metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
-    return losses, metrics, contract(coefficients(losses), task_grads)
+    return losses, metrics, contract(coefficients(losses, metrics), task_grads)
 
 
 def _side_by_side(task_loss, params, tasks, coefficients):
@@ -120,7 +121,7 @@ def _side_by_side(task_loss, params, tasks, coefficients):
         return jax.vmap(task_loss, in_axes=(None, 0))(params, tasks)
 
     losses, pull_back, metrics = jax.vjp(losses_of, params, has_aux=True)
-    (grads,) = pull_back(coefficients(losses).astype(losses.dtype))
+    (grads,) = pull_back(coefficients(losses, metrics).astype(losses.dtype))
     return losses, metrics, grads
 
 
@@ -128,12 +129,12 @@ def _in_chunks(task_loss, params, weights, tasks, size):
     """Adds up the contracted gradients of chunks; the last may be smaller."""
     num_tasks = len(weights)
     if size >= num_tasks:
-        return _side_by_side(task_loss, params, tasks, lambda losses: weights)
+        return _side_by_side(task_loss, params, tasks, lambda losses, metrics: weights)
     whole = num_tasks - num_tasks % size
 
     def one_chunk(chunk_weights, chunk):
         if size > 1:
-            return _side_by_side(task_loss, params, chunk, lambda losses: chunk_weights)
+            return _side_by_side(task_loss, params, chunk, lambda losses, metrics: chunk_weights)
         single = jax.tree.map(lambda leaf: leaf[0], chunk)
         (loss, metrics), grads = jax.value_and_grad(task_loss, has_aux=True)(params, single)
         grads = jax.tree.map(lambda g: chunk_weights[0].astype(g.dtype) * g, grads)
@@ -158,7 +159,9 @@ def _in_chunks(task_loss, params, weights, tasks, size):
     seen = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), seen)
     if whole < num_tasks:
         rest = jax.tree.map(lambda leaf: leaf[whole:], (weights, tasks))
-        losses, metrics, grads = _side_by_side(task_loss, params, rest[1], lambda losses: rest[0])
+        losses, metrics, grads = _side_by_side(
+            task_loss, params, rest[1], lambda losses, metrics: rest[0]
+        )
         total = add(total, grads)
         seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), seen, (losses, metrics))
     return *seen, jax.tree.map(lambda t, p: t.astype(p.dtype), total, params)

@@ -54,6 +54,8 @@ class Task:
     Attributes:
       support: the `Examples` that the inner loop sees.
       query: the `Examples` whose loss, after adaptation, the outer loop minimises.
+      task_id: an integer, which task or group of a finite pool this is, for aggregations that
+        remember one thing of each, and for diagnosis. None if there is no such pool.
 
     Example:
       >>> import jax.numpy as jnp
@@ -66,19 +68,60 @@ class Task:
 
     support: Examples
     query: Examples
+    task_id: jax.Array | None = None
 
 
 TaskSampler = Callable[[jax.Array], Task]
 """A pure function from a random key to ONE task."""
 
 
-def meta_batch(sampler: TaskSampler, key: jax.Array, num_tasks: int) -> Task:
-    """Draws a meta-batch of independent tasks.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grouped:
+    """A sampler whose tasks come in groups that have something in common.
+
+    The groups of a meta-batch are independent, the tasks of a group are not: its tasks
+    0 … n - 1 share one group key, the next n another. It goes wherever a sampler goes.
+
+    Attributes:
+      sampler: a pure function `(group_key, key) -> Task` for one task; what it draws from
+        `group_key` is the same for all tasks of a group.
+      tasks_per_group: number n of tasks of a group; static, at least 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import maml_jax as mj
+      >>> def sampler(group_key, key):
+      ...     slope = jax.random.normal(group_key)
+      ...     inputs = jax.random.normal(key, (4, 1))
+      ...     examples = mj.Examples(inputs=inputs, targets=slope * inputs)
+      ...     return mj.Task(support=examples, query=examples)
+      >>> grouped = mj.Grouped(sampler=jax.tree_util.Partial(sampler), tasks_per_group=2)
+      >>> print(mj.meta_batch(grouped, jax.random.key(0), 4).task_id)
+      [0 0 1 1]
+    """
+
+    sampler: Callable[[jax.Array, jax.Array], Task]
+    tasks_per_group: int = dataclasses.field(metadata={"static": True})
+
+    def draw(self, key: jax.Array, index: jax.Array) -> Task:
+        """Draws the task of a number in a meta-batch; its `task_id` says which group it is."""
+        group = index // self.tasks_per_group
+        group_key = jax.random.fold_in(jax.random.fold_in(key, _GROUPS), group)
+        task = self.sampler(group_key, jax.random.fold_in(key, index))
+        return task if task.task_id is not None else dataclasses.replace(task, task_id=group)
+
+
+_GROUPS = 0x67726F75  # Far from any index of a task: no group shares a key with a task.
+
+
+def meta_batch(sampler: TaskSampler | Grouped, key: jax.Array, num_tasks: int) -> Task:
+    """Draws a meta-batch of tasks, independent unless the sampler is `Grouped`.
 
     Task i comes from `fold_in(key, i)`: it does not depend on how many tasks are drawn.
 
     Args:
-      sampler: a pure function from a key to one `Task`.
+      sampler: a pure function from a key to one `Task`, or a `Grouped` one.
       key: random key, consumed, or an integer seed.
       num_tasks: number `T` of tasks; static, at least 1.
 
@@ -104,18 +147,34 @@ def meta_batch(sampler: TaskSampler, key: jax.Array, num_tasks: int) -> Task:
     return draw(sampler, key, jnp.arange(num_tasks))
 
 
-def draw(sampler: TaskSampler, key: jax.Array, indices: jax.Array) -> Task:
+def draw(sampler: TaskSampler | Grouped, key: jax.Array, indices: jax.Array) -> Task:
     """Draws tasks by their numbers.
 
     Args:
-      sampler: a pure function from a key to one `Task`.
+      sampler: a pure function from a key to one `Task`, or a `Grouped` one.
       key: typed random key.
       indices: numbers `[T]` of the tasks.
 
     Returns:
-      A `Task` with a leading axis `T` on every array: of `sampler(fold_in(key, i))`.
+      A `Task` with a leading axis `T` on every array, of `draw_one`.
     """
-    return jax.vmap(lambda i: sampler(jax.random.fold_in(key, i)))(indices)
+    return jax.vmap(lambda index: draw_one(sampler, key, index))(indices)
+
+
+def draw_one(sampler: TaskSampler | Grouped, key: jax.Array, index: jax.Array | int) -> Task:
+    """Draws one task of a meta-batch by its number.
+
+    Args:
+      sampler: a pure function from a key to one `Task`, or a `Grouped` one.
+      key: typed random key of the meta-batch.
+      index: the number, at least 0.
+
+    Returns:
+      The task: `sampler(fold_in(key, index))`, or what the grouped sampler draws.
+    """
+    if isinstance(sampler, Grouped):
+        return sampler.draw(key, jnp.asarray(index))
+    return sampler(jax.random.fold_in(key, index))
 
 
 def num_tasks_of(tasks: Any) -> int:

@@ -30,7 +30,7 @@ from maml_jax.inner_loop import MetaParams
 from maml_jax.metrics_log import append_metrics, average_metrics, truncate_metrics
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.outer_loop import run_outer_steps
-from maml_jax.outer_step import OuterState, OuterStep
+from maml_jax.outer_state import OuterState, OuterStep
 from maml_jax.schedule import Schedule
 from maml_jax.stop_signals import stop_requests
 from maml_jax.tasks import Params, TaskSampler

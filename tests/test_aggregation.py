@@ -23,8 +23,23 @@ MEAN_SCALED = {
     "norm_clipped": agg.norm_clipped(),
     "geometric_median": agg.geometric_median(),
     "trimmed_mean": agg.trimmed_mean(1),
+    "median": agg.median(),
+    "graddrop": agg.graddrop(),
+    "cvar": agg.cvar(0.4),
+    "worst_case": agg.worst_case(0.1, 2 * NUM_TASKS),
+    "by_complexity": agg.by_complexity(),
+    "by_complexity own": agg.by_complexity(len, exponent=-2.0),
+    "importance": agg.importance(),
+    "importance weights": agg.importance(normalize="weights"),
+    "importance own": agg.importance(len, normalize="weights"),
+    "inverse_variance": agg.inverse_variance(),
+    "inverse_variance between": agg.inverse_variance(between=0.5),
+    "inverse_variance own": agg.inverse_variance(len, between=0.5),
+    "random_weights": agg.random_weights(),
 }
 OTHERS = {
+    "importance count": agg.importance(normalize="count", clip=1.5),
+    "normalized": agg.normalized(),
     "sum": agg.sum(),
     "power": agg.power(0.5),
     "weighted none": agg.weighted("none"),
@@ -34,8 +49,18 @@ RULES = MEAN_SCALED | OTHERS
 LINEAR = [name for name, rule in RULES.items() if rule.level == agg.Level.STATIC]
 # Unbiased for weights of mean 1 only, so not on the scale of the mean for others.
 SELF_NORMALISED = [name for name in MEAN_SCALED if name != "weighted count"]
-# A threshold in the gradient's units is not of degree 1.
-DEGREE_ONE = [name for name in RULES if name != "norm_clipped absolute"]
+# A threshold, a noise or a variance in the gradient's units are not of degree 1, a direction is
+# of degree 0.
+DEGREE_ONE = [
+    name
+    for name in RULES
+    if name not in ("norm_clipped absolute", "normalized") and "variance" not in name
+]
+# Of draws, the distribution only is the same when tasks are reordered or left out.
+DRAWN = [name for name, rule in RULES.items() if rule.seed is not None]
+# Estimates of a variance, and what is dropped by number, depend on how many tasks there are.
+CHANGED_BY_COPIES = ("trimmed_mean", "inverse_variance")
+SETTLED = [name for name in RULES if name not in DRAWN]
 
 
 def rows(seed=0, num_tasks=NUM_TASKS):
@@ -50,20 +75,29 @@ def facts(seed=0, num_tasks=NUM_TASKS):
         "weights": jnp.asarray(rng.uniform(0.5, 2.0, num_tasks)),
         "num_query": jnp.asarray(rng.integers(3, 9, num_tasks)),
         "num_support": jnp.asarray(rng.integers(1, 5, num_tasks)),
+        "support_losses": jnp.asarray(rng.uniform(0.5, 2.0, num_tasks)),
+        "traits": jnp.asarray(rng.uniform(0.5, 2.0, num_tasks)),
+        "noise": jnp.asarray(rng.uniform(0.0, 2.0, num_tasks)),
+        "task_ids": jnp.asarray(rng.permutation(num_tasks)),
+        "key": jax.random.key(seed),
     }
 
 
 def reduce(rule, matrix, known, *, mask=None):
     """Aggregates rows `[T, DIM]` and flattens the result."""
-    options = dict(known)
-    if not rule.uses_weights:
-        options.pop("weights")
+    options = given(rule, known)
     grads = problems.unflat_rows(jnp.asarray(matrix))
     return problems.flat(agg.aggregate(rule, grads, mask=mask, **options))
 
 
+def given(rule, known):
+    """What a rule may be given: weights only where it uses them."""
+    return {k: v for k, v in known.items() if k != "weights" or rule.uses_weights}
+
+
 def pick(known, index):
-    return {name: values[np.asarray(index)] for name, values in known.items()}
+    per_task = {k: v[np.asarray(index)] for k, v in known.items() if k != "key"}
+    return per_task | {"key": known["key"]}
 
 
 def close(actual, expected, tolerance):
@@ -82,7 +116,9 @@ def loose(tolerance):
     return 1000 * tolerance
 
 
-def test_permuting_tasks_changes_nothing(rule, loose):
+@pytest.mark.parametrize("name", SETTLED)
+def test_permuting_tasks_changes_nothing(name, loose):
+    rule = RULES[name]
     order = np.random.default_rng(1).permutation(NUM_TASKS)
     want = reduce(rule, rows(), facts())
     close(reduce(rule, rows()[order], pick(facts(), order)), want, loose)
@@ -114,22 +150,43 @@ def test_degree_one_over_twelve_decades(name, scale):
     close(reduce(rule, np.float32(scale) * matrix, facts()) / scale, want, 1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n in MEAN_SCALED if n != "trimmed_mean"])
+@pytest.mark.parametrize(
+    "name", [n for n in MEAN_SCALED if n in SETTLED and n not in CHANGED_BY_COPIES]
+)
 def test_duplicating_every_task_changes_nothing(name, loose):
     twice = np.tile(np.arange(NUM_TASKS), 2)
     want = reduce(RULES[name], rows(), facts())
     close(reduce(RULES[name], rows()[twice], pick(facts(), twice)), want, loose)
 
 
-def test_masked_is_absent_whatever_the_gradient_holds(rule, loose):
+@pytest.mark.parametrize("name", SETTLED)
+def test_masked_is_absent_whatever_the_gradient_holds(name, loose):
     """The masked task holds NaN in gradient and loss, and inf in its weight's task."""
+    rule = RULES[name]
     keep = np.array([0, 1, 3, 4, 5])
     want = reduce(rule, rows()[keep], pick(facts(), keep))
     matrix, known = rows(), facts()
     matrix[2] = np.nan
-    known["losses"] = known["losses"].at[2].set(jnp.nan)
+    for fact in ("losses", "support_losses", "traits", "noise"):
+        known[fact] = known[fact].at[2].set(jnp.nan)
     mask = jnp.asarray(np.arange(NUM_TASKS) != 2)
     close(reduce(rule, matrix, known, mask=mask), want, loose)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_masked_task_of_a_drawing_rule_does_not_show(name):
+    """With the draws of the same key, whatever it holds."""
+    mask = jnp.asarray(np.arange(NUM_TASKS) != 2)
+    want = reduce(RULES[name], rows(), facts(), mask=mask)
+    matrix, known = rows(), facts()
+    matrix[2] = np.nan
+    np.testing.assert_array_equal(reduce(RULES[name], matrix, known, mask=mask), want)
+
+
+def test_the_scale_of_the_sum_is_that_of_the_mean_times_the_valid_tasks(rule, loose):
+    mask = jnp.asarray(np.arange(NUM_TASKS) != 2)
+    want = (NUM_TASKS - 1) * reduce(rule, rows(), facts(), mask=mask)
+    close(reduce(rule.on_sum_scale(), rows(), facts(), mask=mask), want, loose)
 
 
 @pytest.mark.parametrize("name", [n for n in RULES if RULES[n].uses_weights])
@@ -156,24 +213,24 @@ def test_result_has_the_dtype_of_the_leaf(rule):
     """bfloat16 leaves: norms and sums in float32, the result in bfloat16 and near."""
     grads = problems.unflat_rows(jnp.asarray(rows()))
     half = jax.tree.map(lambda g: g.astype(jnp.bfloat16), grads)
-    options = facts() if rule.uses_weights else {k: v for k, v in facts().items() if k != "weights"}
-    got = agg.aggregate(rule, half, **options)
+    got = agg.aggregate(rule, half, **given(rule, facts()))
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(got))
-    want = agg.aggregate(rule, grads, **options)
+    want = agg.aggregate(rule, grads, **given(rule, facts()))
     close(problems.flat(got).astype(np.float64), problems.flat(want).astype(np.float64), 0.03)
 
 
 def test_runs_under_jit(rule, loose):
-    known = facts() if rule.uses_weights else {k: v for k, v in facts().items() if k != "weights"}
     grads = problems.unflat_rows(jnp.asarray(rows()))
-    got = jax.jit(lambda g, k: agg.aggregate(rule, g, **k))(grads, known)
-    close(problems.flat(got), problems.flat(agg.aggregate(rule, grads, **known)), loose)
+    got = jax.jit(lambda g, k: agg.aggregate(rule, g, **k))(grads, given(rule, facts()))
+    want = agg.aggregate(rule, grads, **given(rule, facts()))
+    close(problems.flat(got), problems.flat(want), loose)
 
 
 def test_formulas_of_the_linear_rules(tolerance):
     """Oracle: the formulas in NumPy."""
-    matrix, known = rows(), {k: np.asarray(v) for k, v in facts().items()}
+    matrix, known = rows(), {k: np.asarray(v) for k, v in facts().items() if k != "key"}
     weights, query, support = known["weights"], known["num_query"], known["num_support"]
+    traits = known["traits"]
     want = {
         "mean": matrix.mean(0),
         "sum": matrix.sum(0),
@@ -184,8 +241,14 @@ def test_formulas_of_the_linear_rules(tolerance):
         "weighted none": weights @ matrix,
         "by_size": query @ matrix / query.sum(),
         "by_size support squared": support**2 @ matrix / (support**2).sum(),
+        "importance": weights @ matrix / weights.sum(),  # The first step's average is exact.
+        "importance weights": weights @ matrix / weights.sum(),
+        "importance count": np.minimum(weights, 1.5) @ matrix / NUM_TASKS,
+        "importance own": np.exp(traits) @ matrix / np.exp(traits).sum(),
+        "by_complexity own": traits**-2 @ matrix / (traits**-2).sum(),
+        "inverse_variance own": (1 / (traits + 0.5)) @ matrix / (1 / (traits + 0.5)).sum(),
     }
-    assert sorted(want) == sorted(LINEAR)
+    assert sorted([*want, "random_weights"]) == sorted(LINEAR)
     for name, expected in want.items():
         close(reduce(RULES[name], matrix, facts()), expected, 10 * tolerance)
 
@@ -193,6 +256,15 @@ def test_formulas_of_the_linear_rules(tolerance):
 def test_formulas_of_the_other_rules(tolerance):
     """Oracles in NumPy: softmax, clipped norms, sorting."""
     matrix, losses = rows(), np.asarray(facts()["losses"])
+    worst = np.argsort(-losses)[:3]  # 0.4 of 6 tasks: two, and 0.4 of the third.
+    cvar = np.array([1, 1, 0.4]) @ matrix[worst] / 2.4
+    close(reduce(RULES["cvar"], matrix, facts()), cvar, 10 * tolerance)
+    close(reduce(RULES["median"], matrix, facts()), np.median(matrix, axis=0), 10 * tolerance)
+    support = np.asarray(facts()["support_losses"])
+    hard = support @ matrix / support.sum()
+    close(reduce(RULES["by_complexity"], matrix, facts()), hard, 10 * tolerance)
+    units = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    close(reduce(RULES["normalized"], matrix, facts()), units.mean(0), 10 * tolerance)
     tilts = np.exp(0.7 * losses)
     close(reduce(RULES["tilted"], matrix, facts()), tilts @ matrix / tilts.sum(), 10 * tolerance)
     norms = np.linalg.norm(matrix, axis=1)
@@ -211,6 +283,8 @@ def test_special_cases_reduce_to_the_mean(loose):
         agg.tilted(0.0),
         agg.norm_clipped(1e9),
         agg.trimmed_mean(0),
+        agg.cvar(1.0),
+        agg.by_complexity(exponent=0.0),
     ):
         close(reduce(rule, rows(), facts()), mean, loose)
     equal = facts() | {"weights": jnp.full(NUM_TASKS, 3.0)}
@@ -228,7 +302,7 @@ def test_geometric_median_has_no_downhill_direction():
     assert np.linalg.norm(towards) < (1e-6 if jax.config.jax_enable_x64 else 1e-2)
 
 
-@pytest.mark.parametrize("name", ["norm_clipped", "geometric_median", "trimmed_mean"])
+@pytest.mark.parametrize("name", ["norm_clipped", "geometric_median", "trimmed_mean", "median"])
 def test_robust_rules_bound_one_wild_task(name):
     """A task 10⁶ times as large moves the result by no more than the others' spread."""
     matrix = rows()

@@ -50,7 +50,7 @@ def zero_invalid(task_grads: Any, valid: jax.Array) -> Any:
 
 def reduce_task_grads(
     aggregation: Aggregation, task_grads: Any, evidence: Evidence, state: State
-) -> tuple[Any, jax.Array | None, State]:
+) -> tuple[Any, jax.Array | None, State, Evidence]:
     """Applies a rule to per-task gradients that are held.
 
     Args:
@@ -60,7 +60,8 @@ def reduce_task_grads(
       state: the rule's state.
 
     Returns:
-      The aggregated tree `[...]`, the coefficients `[T]` (None for FULL), the state.
+      The aggregated tree `[...]`, the coefficients `[T]` (None for FULL), the state, and the
+      evidence with what the rule's level adds.
 
     Raises:
       TypeError: if the rule returns something of the wrong structure or shape.
@@ -76,9 +77,9 @@ def reduce_task_grads(
         _check_combined(aggregation, grads, task_grads)
         if aggregation.scale == "sum":
             grads = jax.tree.map(lambda g: (g * evidence.num_valid).astype(g.dtype), grads)
-        return grads, None, state
+        return grads, None, state, evidence
     coefficients, state = checked_coefficients(aggregation, evidence, state)
-    return contract(coefficients, task_grads), coefficients, state
+    return contract(coefficients, task_grads), coefficients, state, evidence
 
 
 def checked_coefficients(

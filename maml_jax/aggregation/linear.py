@@ -6,9 +6,10 @@ meta-batch: never an average of averages.
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 
-from maml_jax.aggregation.rule import Aggregation, Level
+from maml_jax.aggregation.rule import Aggregation, Evidence, Level, State
 
 _EMA_DECAY = 0.99
 
@@ -112,28 +113,14 @@ def weighted(normalize: Literal["weights", "count", "ema", "none"] = "weights") 
     if normalize not in known:
         raise ValueError(f"normalize must be one of {list(known)}, got {normalize!r}.")
 
-    def init():
-        return {"mean_weight": jnp.zeros(()), "seen": jnp.zeros(())} if normalize == "ema" else ()
-
     def coefficients(evidence, state):
-        count = evidence.num_valid.astype(float)
-        total = jnp.where(evidence.valid, evidence.weights, 0).sum()
-        if normalize == "weights":
-            denominator = total
-        elif normalize == "count":
-            denominator = count
-        elif normalize == "none":
-            denominator = jnp.ones(())
-        else:
-            state = _updated_average(state, total, count)
-            denominator = count * state["mean_weight"] / jnp.maximum(state["seen"], 1e-30)
-        return evidence.over_valid(evidence.weights, denominator), state
+        return contraction(evidence.weights, evidence, state, normalize)
 
     return Aggregation(
         name="weighted" if normalize == "weights" else f"weighted({normalize!r})",
         level=Level.STATIC,
         coefficients=coefficients,
-        init=init,
+        init=average_weight_state if normalize == "ema" else tuple,
         uses_weights=True,
         needs_weights=True,
     )
@@ -182,6 +169,35 @@ def by_size(which: Literal["query", "support"] = "query", *, exponent: float = 1
         return evidence.over_valid(weights, weights.sum()), state
 
     return Aggregation(name=f"by_size({which!r})", level=Level.STATIC, coefficients=coefficients)
+
+
+def average_weight_state() -> State:
+    """Gives the running mean of the weights before any step, for "ema"."""
+    return {"mean_weight": jnp.zeros(()), "seen": jnp.zeros(())}
+
+
+def contraction(
+    weights: jax.Array, evidence: Evidence, state: State, normalize: str
+) -> tuple[jax.Array, State]:
+    """Divides weights by their sum, the number of valid tasks, a running mean, or nothing.
+
+    Args:
+      weights: `[T]`, at least 0.
+      evidence: what is known of the tasks.
+      state: of "ema", else passed through.
+      normalize: "weights", "count", "ema" or "none"; static.
+
+    Returns:
+      Coefficients `[T]` and the next state.
+    """
+    count = evidence.num_valid.astype(float)
+    total = jnp.where(evidence.valid, weights, 0).sum()
+    if normalize == "ema":
+        state = _updated_average(state, total, count)
+        denominator = count * state["mean_weight"] / jnp.maximum(state["seen"], 1e-30)
+    else:
+        denominator = {"weights": total, "count": count, "none": jnp.ones(())}[normalize]
+    return evidence.over_valid(weights, denominator), state
 
 
 def _updated_average(state, total, count):

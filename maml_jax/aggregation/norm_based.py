@@ -45,6 +45,36 @@ def norm_clipped(threshold: float | Literal["median"] = "median") -> Aggregation
     )
 
 
+def normalized() -> Aggregation:
+    """Averages the directions of the task gradients: (1/n) Σᵢ gᵢ / ‖gᵢ‖.
+
+    Every task has the same say, whatever its loss's scale; a zero gradient has none. Of degree
+    0: multiplying the losses changes nothing, so it is on the scale of no gradient, and the
+    learning rate means the length of the step.
+
+    Returns:
+      An aggregation of level NORMS.
+
+    References:
+      Cortés, "Finite-time convergent gradient flows with applications to network consensus",
+      Automatica, 2006, for one gradient.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import maml_jax as mj
+      >>> grads = jnp.array([[0.0, 1.0], [100.0, 0.0]])
+      >>> print(mj.aggregation.aggregate(mj.aggregation.normalized(), grads))
+      [0.5 0.5]
+    """
+
+    def coefficients(evidence, state):
+        norms = jnp.sqrt(evidence.sq_norms)
+        inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+        return evidence.over_valid(inverse, evidence.num_valid), state
+
+    return Aggregation(name="normalized", level=Level.NORMS, coefficients=coefficients)
+
+
 def _median(values, valid):
     """Gives the median of the valid entries `[T]`; the mean of the middle two if even."""
     ordered = jnp.sort(jnp.where(valid, values, jnp.inf))

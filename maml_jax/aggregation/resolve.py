@@ -54,10 +54,13 @@ def aggregate(
     task_grads: Any,
     *,
     losses: jax.Array | None = None,
+    support_losses: jax.Array | None = None,
     weights: jax.Array | None = None,
     mask: jax.Array | None = None,
     num_support: jax.Array | None = None,
     num_query: jax.Array | None = None,
+    traits: jax.Array | None = None,
+    noise: jax.Array | None = None,
     task_ids: jax.Array | None = None,
     key: jax.Array | None = None,
     state: State = None,
@@ -68,10 +71,13 @@ def aggregate(
       aggregation: a name or a rule, as for `make_outer_step`.
       task_grads: tree of arrays `[T, ...]`.
       losses: query losses `[T]`, for rules from level LOSS up that look at them.
+      support_losses: support losses before adaptation `[T]`, for `by_complexity`.
       weights: `[T]`, at least 0; only for rules that use weights.
       mask: booleans `[T]`; False leaves a task out, whatever its gradient holds.
       num_support: support sizes `[T]`, for `by_size("support")`.
       num_query: query sizes `[T]`, for `by_size("query")`.
+      traits: `[T]`, what the rule's function of a task, if it has one, says of each.
+      noise: `[T]`, the variance of each gradient over query examples, for `inverse_variance`.
       task_ids: integers `[T]`, for rules with one state per task.
       key: random key, for rules that draw; consumed.
       state: the rule's state, from `aggregation.init()` or the call before.
@@ -83,7 +89,8 @@ def aggregate(
       ValueError: if shapes do not fit, weights are missing, not wanted or not allowed, or
         the meta-batch is too small for the rule.
       TypeError: if the aggregation is neither a name nor a rule, weights or mask are no
-        array, or the rule returns something of the wrong structure or shape.
+        array, a rule that draws at random has no key, or the rule returns something of the
+        wrong structure or shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,17 +104,27 @@ def aggregate(
     check_weights(rule, num_tasks, weights=weights, mask=mask)
     if rule.level == Level.LOSS and losses is None:
         raise ValueError(f"aggregation {rule.name!r} needs the query losses: pass losses=.")
+    if rule.trait is not None and traits is None:
+        raise ValueError(f"aggregation {rule.name!r} needs what it asks of tasks: pass traits=.")
+    if rule.splits_queries and noise is None:
+        raise ValueError(f"aggregation {rule.name!r} needs the gradients' noise: pass noise=.")
+    if rule.seed is not None and key is None:
+        raise TypeError(f"aggregation {rule.name!r} draws at random: pass key=.")
+    check_task_ids(rule, task_ids)
     evidence = Evidence(
         valid=valid_tasks(num_tasks, weights=weights, mask=mask),
         weights=weights,
         num_support=num_support,
         num_query=num_query,
         losses=losses,
+        support_losses=support_losses,
+        traits=traits,
+        noise=noise,
         task_ids=task_ids,
         key=key,
     )
     before = rule.init() if state is None else state
-    grads, _, after = reduce_task_grads(rule, task_grads, evidence, before)
+    grads, _, after, _ = reduce_task_grads(rule, task_grads, evidence, before)
     return grads if state is None else (grads, after)
 
 
@@ -167,6 +184,32 @@ def check_weights(
         )
     if not known.any():
         raise ValueError("weights must not all be 0: no task would count.")
+
+
+def check_task_ids(aggregation: Aggregation, task_ids: jax.Array | None) -> None:
+    """Refuses tasks that do not say which they are, for a rule that remembers them.
+
+    Args:
+      aggregation: the rule.
+      task_ids: integers `[T]`, or None.
+
+    Raises:
+      ValueError: if they are missing, or known and out of range.
+    """
+    count = aggregation.num_task_ids
+    if count is None:
+        return
+    rule = f"aggregation {aggregation.name!r} keeps one state for each of {count} tasks"
+    if task_ids is None:
+        raise ValueError(
+            f"{rule}: every task must say which it is, by Task(task_id=...) or task_ids= [T]."
+        )
+    if isinstance(task_ids, Tracer):
+        return
+    known = np.asarray(task_ids)
+    bad = known[(known < 0) | (known >= count)]
+    if bad.size:
+        raise ValueError(f"{rule}: task ids must lie in [0, {count}), got {bad.flat[0]}.")
 
 
 def _num_tasks(task_grads: Any) -> int:
