@@ -4,9 +4,10 @@ Importing this touches neither the network nor the environment; TensorFlow Datas
 matplotlib and Pillow are imported by the functions that use them.
 """
 
+from maml_jax.data.baseline import nearest_neighbour_accuracy
 from maml_jax.data.cifar import cifar_fs, fc100
 from maml_jax.data.classes import ImageClasses, Splits
-from maml_jax.data.episodes import episodes, nearest_neighbour_accuracy
+from maml_jax.data.episodes import episodes, grouped_episodes
 from maml_jax.data.glyphs import glyphs
 from maml_jax.data.image_folder import image_folder
 from maml_jax.data.omniglot import omniglot
@@ -20,6 +21,7 @@ __all__ = [
     "episodes",
     "fc100",
     "glyphs",
+    "grouped_episodes",
     "image_folder",
     "nearest_neighbour_accuracy",
     "omniglot",

@@ -12,7 +12,7 @@ import numpy as np
 
 from maml_jax.data._checks import check_count
 from maml_jax.data.classes import ImageClasses
-from maml_jax.tasks import Examples, Task, TaskSampler
+from maml_jax.tasks import Examples, Grouped, Task, TaskSampler
 
 
 def episodes(
@@ -61,17 +61,95 @@ def episodes(
       Networks for One Shot Learning", NeurIPS 2016, sections 3 and 4.1.
       https://arxiv.org/abs/1606.04080
     """
-    for name, value in (("way", way), ("shot", shot), ("query_shot", query_shot)):
-        check_count(name, value)
-    height, width, _ = classes.image_shape
-    if rotations and height != width:
-        raise ValueError(f"rotations needs square images, got {height} x {width}.")
+    _check(classes, way=way, shot=shot, query_shot=query_shot, rotations=rotations)
     available = classes.num_classes * (4 if rotations else 1)
     if way > available:
         raise ValueError(
             f"A task cannot have more classes than the split: {way}-way asked, but the "
             f"split has {available} classes."
         )
+    episode = _Episode(way=way, shot=shot, query_shot=query_shot, rotations=bool(rotations))
+    return jax.tree_util.Partial(episode, *_on_device(classes))
+
+
+def grouped_episodes(
+    classes: ImageClasses,
+    *,
+    way: int,
+    shot: int,
+    query_shot: int,
+    tasks_per_group: int,
+    rotations: bool = False,
+) -> Grouped:
+    """Makes a sampler of tasks whose classes all belong to one group, such as one alphabet.
+
+    A group of tasks of a meta-batch shares the group of classes, drawn at random from those
+    with enough classes. One task is distributed in the same way whatever `tasks_per_group` is:
+    only how tasks of a meta-batch relate depends on it. The more share a group, the more their
+    gradients are correlated.
+
+    Args:
+      classes: where images come from, with their groups; copied to the default device here.
+      way: classes per task; static, at least 1. Groups with fewer are left out.
+      shot: support examples per class; static, at least 1.
+      query_shot: query examples per class; static, at least 1.
+      tasks_per_group: tasks that share a group; static, at least 1, which makes tasks
+        independent.
+      rotations: as in `episodes`.
+
+    Returns:
+      A `maml_jax.Grouped` sampler of tasks as `episodes` makes them, with `task_id`, the number
+      of the group of classes.
+
+    Raises:
+      ValueError: as `episodes`, or if no group has enough classes.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> import maml_jax as mj
+      >>> classes = mj.data.ImageClasses(
+      ...     images=np.zeros((8, 20, 28, 28, 1), np.uint8),
+      ...     counts=np.full(8, 20),
+      ...     class_names=tuple("abcdefgh"),
+      ...     groups=("Latin",) * 4 + ("Greek",) * 4,
+      ... )
+      >>> sampler = mj.data.grouped_episodes(
+      ...     classes, way=3, shot=1, query_shot=2, tasks_per_group=2
+      ... )
+      >>> tasks = mj.meta_batch(sampler, jax.random.key(0), 4)
+      >>> bool(tasks.task_id[0] == tasks.task_id[1])
+      True
+    """
+    _check(classes, way=way, shot=shot, query_shot=query_shot, rotations=rotations)
+    check_count("tasks_per_group", tasks_per_group)
+    turns = 4 if rotations else 1
+    members = {}
+    for index, name in enumerate(classes.groups):
+        members.setdefault(name, []).append(index)
+    large = [indices for indices in members.values() if turns * len(indices) >= way]
+    if not large:
+        most = max(len(indices) for indices in members.values())
+        raise ValueError(
+            f"A task's classes come from one group: {way}-way asked, but no group has more than "
+            f"{turns * most} classes."
+        )
+    table = np.zeros((len(large), max(map(len, large))), np.int32)
+    for row, indices in zip(table, large, strict=True):
+        row[: len(indices)] = indices
+    sizes = jnp.asarray([len(indices) for indices in large], jnp.int32)
+    episode = _Episode(way=way, shot=shot, query_shot=query_shot, rotations=bool(rotations))
+    sampler = jax.tree_util.Partial(
+        _OfOneGroup(episode), jnp.asarray(table), sizes, *_on_device(classes)
+    )
+    return Grouped(sampler=sampler, tasks_per_group=tasks_per_group)
+
+
+def _check(classes: ImageClasses, *, way: int, shot: int, query_shot: int, rotations: bool):
+    for name, value in (("way", way), ("shot", shot), ("query_shot", query_shot)):
+        check_count(name, value)
+    height, width, _ = classes.image_shape
+    if rotations and height != width:
+        raise ValueError(f"rotations needs square images, got {height} x {width}.")
     fewest = int(np.argmin(classes.counts))
     if shot + query_shot > classes.counts[fewest]:
         raise ValueError(
@@ -79,47 +157,15 @@ def episodes(
             f"{query_shot} asked, but class {classes.groups[fewest]}/"
             f"{classes.class_names[fewest]} has {classes.counts[fewest]}."
         )
-    return jax.tree_util.Partial(
-        _Episode(way=way, shot=shot, query_shot=query_shot, rotations=bool(rotations)),
+
+
+def _on_device(classes: ImageClasses) -> tuple[jax.Array, ...]:
+    return (
         jnp.asarray(classes.images),
         jnp.asarray(classes.counts, jnp.int32),
         jnp.asarray(classes.mean, jnp.float32),
         jnp.asarray(classes.std, jnp.float32),
     )
-
-
-def nearest_neighbour_accuracy(task: Task) -> jax.Array:
-    """Scores one task by the nearest support image: the baseline that learns nothing.
-
-    Each query takes the target of the support input at the least Euclidean distance.
-
-    Args:
-      task: one task; inputs `[N, ...]`, targets class indices `[N]`. Masks are obeyed:
-        padding neither votes nor counts.
-
-    Returns:
-      The fraction of queries that come out right: a float32 scalar in [0, 1].
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from maml_jax import Examples, Task
-      >>> from maml_jax.data import nearest_neighbour_accuracy
-      >>> support = Examples(inputs=jnp.array([[0.0], [1.0]]), targets=jnp.array([0, 1]))
-      >>> query = Examples(inputs=jnp.array([[0.4], [0.9]]), targets=jnp.array([0, 0]))
-      >>> float(nearest_neighbour_accuracy(Task(support=support, query=query)))
-      0.5
-    """
-    support = task.support.inputs.reshape(len(task.support.inputs), -1)
-    query = task.query.inputs.reshape(len(task.query.inputs), -1)
-    # |q|² is the same for every candidate, so it is left out.
-    distances = jnp.sum(support**2, axis=1)[None, :] - 2.0 * jnp.matmul(
-        query, support.T, precision=jax.lax.Precision.HIGHEST
-    )
-    if task.support.mask is not None:
-        distances = jnp.where(task.support.mask[None, :], distances, jnp.inf)
-    predicted = task.support.targets[jnp.argmin(distances, axis=1)]
-    right = (predicted == task.query.targets).astype(jnp.float32)
-    return jnp.mean(right, where=task.query.mask)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,11 +186,26 @@ class _Episode:
         key: jax.Array,
     ) -> Task:
         """Draws a task from `images` `[C, E, H, W, channels]`; the key is consumed."""
+        members = jnp.arange(len(images))
+        return self.draw(members, len(images), images, counts, mean, std, key)
+
+    def draw(
+        self,
+        members: jax.Array,
+        size: jax.Array | int,
+        images: jax.Array,
+        counts: jax.Array,
+        mean: jax.Array,
+        std: jax.Array,
+        key: jax.Array,
+    ) -> Task:
+        """Draws a task of the first `size` of the classes `members` `[M]`."""
         classes_key, examples_key = jax.random.split(key)
         turns = 4 if self.rotations else 1
-        available, wanted = turns * len(images), self.shot + self.query_shot
-        chosen = _distinct(classes_key, jnp.full((1,), available), available, self.way)[0]
-        class_index = chosen // turns
+        wanted = self.shot + self.query_shot
+        available = jnp.reshape(turns * jnp.asarray(size), (1,))
+        chosen = _distinct(classes_key, available, turns * len(members), self.way)[0]
+        class_index = members[chosen // turns]
         drawn = _distinct(examples_key, counts[class_index], images.shape[1], wanted)
         # Bytes are gathered first: only the images of this task become floats.
         picked = images[class_index[:, None], drawn]
@@ -164,6 +225,29 @@ class _Episode:
             inputs=(pixels - mean.reshape(shape)) / std.reshape(shape),
             targets=jnp.repeat(jnp.arange(way, dtype=jnp.int32), count),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfOneGroup:
+    """Draws one episode of the classes of one group; hashable by value, as `_Episode`."""
+
+    episode: _Episode
+
+    def __call__(
+        self,
+        table: jax.Array,
+        sizes: jax.Array,
+        images: jax.Array,
+        counts: jax.Array,
+        mean: jax.Array,
+        std: jax.Array,
+        group_key: jax.Array,
+        key: jax.Array,
+    ) -> Task:
+        """Draws a task of a row of `table` `[G, M]`, of which `sizes` `[G]` are classes."""
+        group = jax.random.randint(group_key, (), 0, len(sizes))
+        task = self.episode.draw(table[group], sizes[group], images, counts, mean, std, key)
+        return dataclasses.replace(task, task_id=group)
 
 
 def _distinct(key: jax.Array, totals: jax.Array, largest: int, count: int) -> jax.Array:
