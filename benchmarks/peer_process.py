@@ -27,6 +27,7 @@ ENVIRONMENTS = {
     "learn2learn": [TORCH, "learn2learn==0.2.0"],
     "torchopt": [TORCH, "torchopt==0.7.3"],
     "jax_meta": ["jax==0.10.2", "jax-meta==1.0.3"],
+    "torchjd": [TORCH, "torchjd[full]==0.18.0"],
 }
 OLD_PYTHON = {"learn2learn": "3.10"}  # Its C sources do not compile on a later one.
 PEERS = {  # The program and the environment of each.

@@ -24,13 +24,13 @@ import pathlib
 import jax
 import numpy as np
 import optax
-from peer_process import PEERS, PeerError, PeerProcess
 
 import maml_jax as mj
 import report_table
 import workloads
 from maml_jax import benchmarking, devices
 from maml_jax.layout import mesh_for
+from peer_process import PEERS, PeerError, PeerProcess
 
 NAIVE = {"naive_vmap": workloads.naive_gradient, "naive_loop": workloads.naive_loop}
 COMPILED = ("naive_vmap",)  # In one piece: a Python loop over tasks cannot be.

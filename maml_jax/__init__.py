@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from maml_jax import aggregation, data, gains, losses
+from maml_jax.diagnosis import Diagnosis, diagnose
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop
 from maml_jax.learned_rates import lslr, meta_sgd
@@ -11,6 +12,7 @@ from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.outer_loop import run_outer_steps
 from maml_jax.outer_state import OuterState, OuterStep
 from maml_jax.outer_step import make_outer_step
+from maml_jax.reduction_report import ReductionReport, reduction_report
 from maml_jax.tasks import Examples, Grouped, Task, meta_batch
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "Evaluation",
     "Examples",
     "Grouped",
@@ -26,11 +29,13 @@ __all__ = [
     "NonFiniteTaskError",
     "OuterState",
     "OuterStep",
+    "ReductionReport",
     "Task",
     "aggregation",
     "anil",
     "boil",
     "data",
+    "diagnose",
     "evaluate",
     "fomaml",
     "gains",
@@ -41,6 +46,7 @@ __all__ = [
     "meta_batch",
     "meta_sgd",
     "models",
+    "reduction_report",
     "reptile",
     "run_outer_steps",
 ]

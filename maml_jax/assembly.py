@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from maml_jax import data, devices, layout, losses
+from maml_jax.diagnosis import Diagnosis, diagnose
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop, MetaParams
 from maml_jax.network import Network, assemble_network, assemble_outer_step
-from maml_jax.outer_state import OuterStep
+from maml_jax.outer_state import OuterState, OuterStep
 from maml_jax.recipes import Config
-from maml_jax.tasks import Params, TaskSampler, meta_batch
+from maml_jax.tasks import Params, Sampler, TaskSampler, draw_one, meta_batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,13 @@ class Problem:
     inner: InnerLoop
     outer: OuterStep
     params: Params
-    meta_train: TaskSampler
-    meta_validation: TaskSampler
+    meta_train: Sampler
+    meta_validation: Sampler
     meta_test: TaskSampler
 
     def key(self, use: str) -> jax.Array:
-        """Gives the random key of one use: "params", "train", "validation" or "test"."""
-        uses = ("params", "train", "validation", "test")
+        """Gives the random key of one use, such as "train"."""
+        uses = ("params", "train", "validation", "test", "diagnosis")
         return jax.random.fold_in(jax.random.key(self.config.seed), uses.index(use))
 
     def evaluate(self, params: MetaParams, use: str, **changes: Any) -> Evaluation:
@@ -71,6 +72,18 @@ class Problem:
         settings["mesh"] = self.outer.mesh
         result = evaluate(self.loss_fn, self.inner, params, sampler, self.key(use), **settings)
         return dataclasses.replace(result, seed=str(config.seed))
+
+    def diagnose(self, state: OuterState) -> Diagnosis:
+        """Measures how the gradients of training tasks relate at a state.
+
+        Args:
+          state: of the outer step.
+
+        Returns:
+          The diagnosis, with the same tasks at every call.
+        """
+        key, size = self.key("diagnosis"), max(self.config.meta_batch_size, 2)
+        return diagnose(self.outer, state, self.meta_train, key, meta_batch_size=size)
 
 
 def mesh_for(config: Config, network: Network, tasks: Any) -> Mesh | None:
@@ -138,7 +151,7 @@ def pixel_baseline(problem: Problem, *, num_tasks: int) -> float:
     key = problem.key("test")
 
     def one(sampler, index):
-        return data.nearest_neighbour_accuracy(sampler(jax.random.fold_in(key, index)))
+        return data.nearest_neighbour_accuracy(draw_one(sampler, key, index))
 
     def all_tasks(sampler):
         return jax.lax.map(lambda i: one(sampler, i), jnp.arange(num_tasks), batch_size=50)
@@ -146,23 +159,34 @@ def pixel_baseline(problem: Problem, *, num_tasks: int) -> float:
     return float(jax.jit(all_tasks)(problem.meta_test).mean())
 
 
-def _samplers(config: Config) -> dict[str, TaskSampler]:
+def _samplers(config: Config) -> dict[str, Sampler]:
     names = ("meta_train", "meta_validation", "meta_test")
     if config.is_regression:
+        if config.tasks_per_group:
+            raise ValueError(
+                "tasks_per_group is for images, whose classes have groups, got "
+                f"{config.tasks_per_group} with dataset {config.dataset!r}; leave it out."
+            )
         train = data.sinusoid(shot=config.shot, query_shot=config.query_shot)
         held_out = data.sinusoid(shot=config.shot, query_shot=config.test_query_shot)
         return dict(zip(names, (train, held_out, held_out), strict=True))
     splits = _LOADERS[config.dataset](config)
-    return {
-        name: data.episodes(
-            getattr(splits, name),
-            way=config.way,
-            shot=config.shot,
-            query_shot=config.query_shot if name == "meta_train" else config.test_query_shot,
-            rotations=config.rotations,
-        )
-        for name in names
+    return {name: _episodes(config, getattr(splits, name), name) for name in names}
+
+
+def _episodes(config: Config, classes: data.ImageClasses, split: str) -> Sampler:
+    """Makes the sampler of one split; only training tasks share their groups."""
+    training = split == "meta_train"
+    options = {
+        "way": config.way,
+        "shot": config.shot,
+        "query_shot": config.query_shot if training else config.test_query_shot,
+        "rotations": config.rotations,
     }
+    if config.tasks_per_group == 0:
+        return data.episodes(classes, **options)
+    shared = config.tasks_per_group if training else 1
+    return data.grouped_episodes(classes, **options, tasks_per_group=shared)
 
 
 def _image_folder(config: Config) -> data.Splits:

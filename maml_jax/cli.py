@@ -5,7 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import tyro
@@ -14,14 +14,22 @@ from rich.console import Console
 from maml_jax import bench, data, reporting, runs
 from maml_jax.checkpoints import CheckpointError
 from maml_jax.checks import nearest
-from maml_jax.data._folders import cache_folder
+from maml_jax.command_tools import (
+    WRONG_USAGE,
+    fail,
+    parse,
+    preset_first,
+    say,
+    show_warning,
+    use_compilation_cache,
+)
 from maml_jax.devices import use_cpu_cores
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import DEFAULT_PRESET, PRESETS, Config
 from maml_jax.run_folder import resume_command
 from maml_jax.training import DivergedError, TrainingStopped
 
-_WRONG_USAGE, _OUT_OF_MEMORY, _INTERRUPTED = 2, 76, 130
+_OUT_OF_MEMORY, _INTERRUPTED = 76, 130
 
 _Prepared = Literal["omniglot", "cifar100"]
 
@@ -36,6 +44,9 @@ _USAGE = """maml-jax: gradient-based meta-learning in JAX
                                     needs: pip install "maml-jax[prepare]"
   maml-jax presets                  list what can be trained
   maml-jax bench [PRESET] [flags]   how fast it is here, and with what setting
+  maml-jax diagnose [PRESET] [flags], or diagnose RUN
+                                    mean or sum, and what else: how the gradients
+                                    of the tasks relate, and what follows
 
 RUN is the folder of a run. `maml-jax COMMAND --help` tells more.
 """
@@ -61,32 +72,32 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if command not in _COMMANDS:
         message = f"there is no command {command!r}; `maml-jax --help` lists them"
-        _fail(message + nearest(command, _COMMANDS), code=_WRONG_USAGE)
+        fail(message + nearest(command, _COMMANDS), code=WRONG_USAGE)
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = show_warning
         _run(_COMMANDS[command], rest)
 
 
 def _run(command: Callable[[list[str]], None], words: list[str]) -> None:
     """Runs one command; turns what can go wrong into a message and an exit code."""
     try:
-        _use_compilation_cache()
+        use_compilation_cache()
         use_cpu_cores()
         command(words)
     except TrainingStopped as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted.", code=_INTERRUPTED)
+        fail("interrupted.", code=_INTERRUPTED)
     except MemoryError as error:
-        _fail(str(error), code=_OUT_OF_MEMORY)
+        fail(str(error), code=_OUT_OF_MEMORY)
     except (CheckpointError, NonFiniteTaskError, DivergedError) as error:
-        _fail(str(error))
+        fail(str(error))
     except (OSError, ModuleNotFoundError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _train(words: list[str]) -> None:
-    name, rest = _preset_first(words)
+    name, rest = preset_first(words)
     hint = f"(default: runs/{name}, or the next number)"
     folder = tyro.conf.arg(metavar="FOLDER", help_behavior_hint=hint)
 
@@ -104,25 +115,20 @@ def _train(words: list[str]) -> None:
         """
         return config, run_dir or runs.new_run_dir(name)
 
-    config, run_dir = _parse(train, rest, f"train {name}" if rest != words else "train")
+    config, run_dir = parse(train, rest, f"train {name}" if rest != words else "train")
     console = Console()
     devices = jax.local_devices()
-    _say(console, f"{name} in {run_dir}, on {len(devices)} x {devices[0].device_kind}")
+    say(console, f"{name} in {run_dir}, on {len(devices)} x {devices[0].device_kind}")
     _report(console, run_dir, lambda: runs.start_run(config, run_dir, console=console))
 
 
 def _resume(words: list[str]) -> None:
-    def resume(run: _Run) -> pathlib.Path:
-        """Goes on with a run from its newest checkpoint, as if it had never stopped.
-
-        A run that is trained to the end is only evaluated and drawn again.
-
-        Args:
-          run: the run's folder.
-        """
-        return run
-
-    run_dir = _parse(resume, words, "resume")
+    run_dir = _named_run(
+        words,
+        "resume",
+        "Goes on with a run from its newest checkpoint, as if it had never stopped.",
+        "A run that is trained to the end is only evaluated and drawn again.",
+    )
     console = Console()
     _report(console, run_dir, lambda: runs.resume_run(run_dir, console=console))
 
@@ -134,20 +140,20 @@ def _report(console: Console, run_dir: pathlib.Path, train: Callable[[], dict[st
         result = train()
     except (TrainingStopped, KeyboardInterrupt) as stop:
         if isinstance(stop, TrainingStopped):
-            _say(console, f"{stop}; the state is saved.")
+            say(console, f"{stop}; the state is saved.")
         if (run_dir / "config.json").exists():
-            _say(console, f"Go on with:\n  {resume_command(run_dir)}")
+            say(console, f"Go on with:\n  {resume_command(run_dir)}")
         raise
     console.print(reporting.result_table(result))
-    _say(console, result["summary"])
+    say(console, result["summary"])
     if result["reported"]:
-        _say(console, f"reported by the source: {result['reported']}")
+        say(console, f"reported by the source: {result['reported']}")
     seconds = time.monotonic() - began
-    _say(console, f"Done in {seconds:.0f} s; result.json and pictures are in {run_dir}")
+    say(console, f"Done in {seconds:.0f} s; result.json and pictures are in {run_dir}")
 
 
 def _evaluate(words: list[str]) -> None:
-    def parse(config: Config) -> tuple[pathlib.Path, dict[str, Any]]:
+    def read(config: Config) -> tuple[pathlib.Path, dict[str, Any]]:
         def evaluate(
             run: _Run,
             *,
@@ -168,23 +174,16 @@ def _evaluate(words: list[str]) -> None:
             changes = {"num_tasks": num_tasks, "num_steps": num_steps, "transductive": transductive}
             return run, changes
 
-        return _parse(evaluate, words, "evaluate")
+        return parse(evaluate, words, "evaluate")
 
-    run_dir, _ = parse(Config())
-    run_dir, changes = parse(runs.read_config(run_dir))  # Its settings are the defaults.
+    run_dir, _ = read(Config())
+    run_dir, changes = read(runs.read_config(run_dir))  # Its settings are the defaults.
     print(runs.evaluate_run(run_dir, **changes))
 
 
 def _plot(words: list[str]) -> None:
-    def plot(run: _Run) -> pathlib.Path:
-        """Draws the pictures of a run anew, from its log, result and best parameters.
-
-        Args:
-          run: the run's folder.
-        """
-        return run
-
-    for path in runs.plot_run(_parse(plot, words, "plot")):
+    what = "Draws the pictures of a run anew, from its log, result and best parameters."
+    for path in runs.plot_run(_named_run(words, "plot", what)):
         print(path)
 
 
@@ -206,7 +205,7 @@ def _prepare(words: list[str]) -> None:
         """
         return dataset, data_dir
 
-    name, data_dir = _parse(prepare, words, "prepare")
+    name, data_dir = parse(prepare, words, "prepare")
     print(f"{name} is prepared in {data.prepare(name, data_dir=data_dir)}")
 
 
@@ -214,20 +213,12 @@ def _presets(words: list[str]) -> None:
     def presets() -> None:
         """Lists what `maml-jax train` knows by name, and what its source reports."""
 
-    _parse(presets, words, "presets")
-    columns = "{:<30} {:>10}  {:>11}  {:>5}  {:>11}"
-    print(columns.format("preset", "inner rate", "inner steps", "tasks", "outer steps"))
-    for name, config in PRESETS.items():
-        steps = f"{config.inner_steps} / {config.test_inner_steps}"
-        rate, outer_steps = f"{config.inner_learning_rate:g}", f"{config.outer_steps:,}"
-        print(columns.format(name, rate, steps, config.meta_batch_size, outer_steps))
-        if config.reported:
-            print(f"    reported: {config.reported}")
-    print("Inner rates are for the mean loss over the support set; steps in training / at test.")
+    parse(presets, words, "presets")
+    reporting.report_presets()
 
 
 def _bench(words: list[str]) -> None:
-    name, words = _preset_first(words)
+    name, words = preset_first(words)
 
     def measure(config: Config = PRESETS[name], *, budget: float = 60.0) -> tuple[Config, float]:
         """Measures outer steps of a preset on noise: where, and how, tasks run fastest.
@@ -238,54 +229,53 @@ def _bench(words: list[str]) -> None:
         """
         return config, budget
 
-    config, budget = _parse(measure, words, f"bench {name}")
+    config, budget = parse(measure, words, f"bench {name}")
     reporting.report_bench(Console(), name, bench.measure(config, budget=budget))
 
 
-def _preset_first(words: list[str]) -> tuple[str, list[str]]:
-    """Takes the preset's name off the words, if they begin with one."""
-    named = bool(words) and not words[0].startswith("-")
-    name = words[0] if named else DEFAULT_PRESET
-    if name not in PRESETS:
-        message = f"there is no preset {name!r}; `maml-jax presets` lists them"
-        _fail(message + nearest(name, PRESETS), code=_WRONG_USAGE)
-    return name, words[named:]
-
-
-def _parse(function: Callable[..., Any], words: list[str], command: str) -> Any:
-    """Reads the words after a command as the function's arguments, and calls it."""
-    prog = f"maml-jax {command}"
-    return tyro.cli(function, args=words, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
-
-
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs between runs where only this user can write, or as JAX is set."""
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
+def _diagnose(words: list[str]) -> None:
+    console = Console()
+    if words and words[0] not in PRESETS and (pathlib.Path(words[0]) / "config.json").exists():
+        what = "Measures how task gradients of a run relate: untrained, at its best, at its end."
+        files = "Writes diagnosis.json and diagnosis.png into its folder."
+        run_dir = _named_run(words, "diagnose", what, files)
+        reporting.report_diagnoses(console, runs.diagnose_run(run_dir), run_dir)
         return
-    folder = cache_folder() / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        warnings.warn(f"compiled programs are not kept for the next run: {error}.", stacklevel=2)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    name, rest = preset_first(words, "; or name the folder of a run")
+    default = f"diagnosis/{name}"
+    folder = tyro.conf.arg(metavar="FOLDER", help_behavior_hint=f"(default: {default})")
+
+    def diagnose(
+        config: Config = PRESETS[name],
+        *,
+        budget: float = 60.0,
+        output: Annotated[pathlib.Path, folder] = pathlib.Path(default),
+    ) -> tuple[Config, float, pathlib.Path]:
+        """Trains a preset for a little while and measures how its task gradients relate.
+
+        Says whether mean or sum matters to the optimizer, how many tasks a step should have,
+        whether tasks are correlated, in conflict or broken, and what to do.
+
+        Args:
+          config: the settings, of which the preset gives the defaults.
+          budget: seconds after which no further stretch of training is begun.
+          output: folder of diagnosis.json and diagnosis.png.
+        """
+        return config, budget, output
+
+    config, budget, output = parse(diagnose, rest, f"diagnose {name}")
+    found = runs.diagnose_preset(config, budget=budget)
+    reporting.report_diagnoses(console, found, output)
 
 
-def _say(console: Console, line: str) -> None:
-    """Prints a line as it is: a path in it may be long, and hold brackets."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def _named_run(words: list[str], command: str, *what: str) -> pathlib.Path:
+    """Reads the words after a command that takes the folder of a run and nothing else."""
 
+    def named(run: _Run) -> pathlib.Path:
+        return run
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Shows a warning without the place in our source that it comes from."""
-    del category, filename, lineno, file, line
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def _fail(message: str, *, code: int = 1) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+    named.__doc__ = "\n\n".join([*what, "Args:\n  run: the run's folder."])
+    return parse(named, words, command)
 
 
 _COMMANDS = {
@@ -296,4 +286,5 @@ _COMMANDS = {
     "prepare": _prepare,
     "presets": _presets,
     "bench": _bench,
+    "diagnose": _diagnose,
 }

@@ -20,7 +20,7 @@ from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss
 from maml_jax.layout import TaskAxis, check_task_axis, layout_of
 from maml_jax.losses import LossFn
 from maml_jax.task_axis import map_tasks
-from maml_jax.tasks import Grouped, TaskSampler, as_key, draw_one, meta_batch
+from maml_jax.tasks import Grouped, Sampler, as_key, draw_one, meta_batch
 
 _NORMAL_95 = 1.959964  # Two-sided 95% quantile; the number of tasks is large.
 _SIDE_BY_SIDE = 100  # Keeps memory flat when thousands of tasks are evaluated at once.
@@ -105,7 +105,7 @@ def evaluate(
     loss_fn: LossFn,
     inner: InnerLoop,
     params: MetaParams,
-    sampler: TaskSampler | Grouped,
+    sampler: Sampler,
     key: jax.Array,
     *,
     num_tasks: int = 600,

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maml_jax.reduction_report import degree_of
 from maml_jax.spread import Spread
 
 Schedule = Callable[[jax.Array], Any]
@@ -259,8 +260,6 @@ def gain_power(gain: Gain | None, optimizer: optax.GradientTransformation) -> fl
         )
     if gain.power is not None:
         return gain.power
-    from maml_jax.reduction_report import degree_of
-
     degree = degree_of(optimizer)
     if degree is None:
         raise ValueError(

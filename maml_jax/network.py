@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from maml_jax import losses, models
+from maml_jax import gains, losses, models
+from maml_jax.aggregation.named import from_text
 from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss
 from maml_jax.layout import TaskAxis
 from maml_jax.learned_rates import lslr, meta_sgd
@@ -91,7 +92,8 @@ def assemble_outer_step(
         network.loss_fn,
         network.inner,
         _optimizer(config),
-        aggregation=config.aggregation,
+        aggregation=from_text(config.aggregation),
+        gain=None if config.gain == "none" else getattr(gains, config.gain)(),
         task_axis=task_axis,
         mesh=mesh,
         on_nonfinite=config.on_nonfinite,

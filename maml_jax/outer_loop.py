@@ -9,7 +9,7 @@ from maml_jax import checks, devices
 from maml_jax.inner_checks import check_count
 from maml_jax.outer_state import OuterState, OuterStep
 from maml_jax.outer_step import raise_if_nonfinite
-from maml_jax.tasks import Grouped, Task, TaskSampler, as_key, draw
+from maml_jax.tasks import Sampler, Task, as_key, draw
 
 # Tasks are drawn for as many steps at once as fit in this: little beside any cache or memory.
 _DRAWN_BYTES = 2**20
@@ -17,7 +17,7 @@ _DRAWN_BYTES = 2**20
 
 def run_outer_steps(
     outer: OuterStep,
-    sampler: TaskSampler | Grouped,
+    sampler: Sampler,
     state: OuterState,
     key: jax.Array,
     *,

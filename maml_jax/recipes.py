@@ -8,6 +8,7 @@ multiplied by N here: 0.4 (5-way) is 2.0, 0.1 (20-way) is 2.0.
 import dataclasses
 from typing import Literal, get_args, get_origin
 
+from maml_jax.aggregation.named import from_text
 from maml_jax.checks import check_choice
 from maml_jax.inner_checks import check_count, check_rate
 
@@ -44,10 +45,15 @@ class Config:
       outer_decay: keep the outer learning rate, or let it fall to 0 along a half cosine.
       clip: largest global norm of the aggregated gradient; 0 does not clip.
       meta_batch_size: tasks per outer step.
-      aggregation: how task gradients become one.
+      aggregation: how task gradients become one: mean, sum, median, norm_clipped, upgrad, …, or
+        with a number, tilted:1.0; a wrong name lists all.
+      gain: how far a step goes for the number of tasks, with outer_learning_rate for one task.
+      tasks_per_group: draw each task's classes from one group (alphabet, script, superclass),
+        which so many tasks of a meta-batch share; 0 draws them from all.
       outer_steps: outer steps in all.
       steps_per_call: outer steps per compiled call.
       validate_every: outer steps between validations.
+      diagnose_every: outer steps between measurements of how task gradients relate; 0 for none.
       checkpoint_every: outer steps between checkpoints.
       validation_tasks: tasks per validation.
       test_tasks: tasks of the final evaluation.
@@ -83,10 +89,13 @@ class Config:
     outer_decay: Literal["none", "cosine"] = "none"
     clip: float = 0.0
     meta_batch_size: int = 32
-    aggregation: Literal["mean", "sum"] = "mean"
+    aggregation: str = "mean"
+    gain: Literal["none", "linear", "square_root", "adascale"] = "none"
+    tasks_per_group: int = 0
     outer_steps: int = 2000
     steps_per_call: int = 25
     validate_every: int = 250
+    diagnose_every: int = 0
     checkpoint_every: int = 250
     validation_tasks: int = 200
     test_tasks: int = 1000
@@ -110,12 +119,16 @@ class Config:
         )
         for name in counts.split():
             check_count(name, getattr(self, name), at_least=1)
-        for name, least in (("way", 2), ("inner_steps", 0), ("test_inner_steps", 0), ("seed", 0)):
+        leasts = {"way": 2, "inner_steps": 0, "test_inner_steps": 0, "seed": 0}
+        for name, least in {**leasts, "tasks_per_group": 0, "diagnose_every": 0}.items():
             check_count(name, getattr(self, name), at_least=least)
         for name in ("validation_tasks", "test_tasks"):
             check_count(name, getattr(self, name), at_least=2)
         if not 0 <= self.clip < float("inf"):
             raise ValueError(f"clip must be at least 0 and finite, got {self.clip}.")
+        if not isinstance(self.aggregation, str):
+            raise TypeError(f"aggregation must be a text, got {self.aggregation!r}.")
+        from_text(self.aggregation)
 
     @property
     def is_regression(self) -> bool:

@@ -134,15 +134,9 @@ def _contracted(task_loss, params, tasks, aggregation, state, evidence, layout) 
         known = _with_losses(evidence, *seen) if seen else evidence
         return ladder.checked_coefficients(aggregation, known, state)
 
-    losses, task_metrics, grads = contracted_gradient(
-        task_loss,
-        params,
-        tasks,
-        lambda *seen: decide(*seen)[0],
-        layout,
-        needs_losses=needs_losses,
+    losses, task_metrics, grads, (coefficients, state) = contracted_gradient(
+        task_loss, params, tasks, decide, layout, needs_losses=needs_losses
     )
-    coefficients, state = decide(losses, task_metrics) if needs_losses else decide()
     return _Parts(
         losses=losses,
         task_metrics=task_metrics,

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from maml_jax.bench import Measured
+from maml_jax.diagnosing import keep
+from maml_jax.diagnosis import Diagnosis
 from maml_jax.evaluation import Evaluation
+from maml_jax.recipes import PRESETS
 from maml_jax.training import Report
 
 
@@ -78,6 +82,19 @@ def result_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def report_presets() -> None:
+    """Prints what can be trained by name, and what its source reports."""
+    columns = "{:<30} {:>10}  {:>11}  {:>5}  {:>11}"
+    print(columns.format("preset", "inner rate", "inner steps", "tasks", "outer steps"))
+    for name, config in PRESETS.items():
+        steps = f"{config.inner_steps} / {config.test_inner_steps}"
+        rate, outer_steps = f"{config.inner_learning_rate:g}", f"{config.outer_steps:,}"
+        print(columns.format(name, rate, steps, config.meta_batch_size, outer_steps))
+        if config.reported:
+            print(f"    reported: {config.reported}")
+    print("Inner rates are for the mean loss over the support set; steps in training / at test.")
+
+
 def report_bench(console: Console, name: str, measured: Iterable[Measured]) -> None:
     """Shows each measurement as it comes, then what to do with them.
 
@@ -106,6 +123,34 @@ def report_bench(console: Console, name: str, measured: Iterable[Measured]) -> N
             f"`maml-jax train {name}` takes {_setting(auto)}, which is {times:.1f} times slower "
             f"here; in a script, give make_outer_step task_axis={best.task_axis!r}."
         )
+
+
+def report_diagnoses(console: Console, found: Iterable[Diagnosis], folder: pathlib.Path) -> None:
+    """Shows a line for each diagnosis as it comes, the last one whole, and keeps them all.
+
+    Args:
+      console: where to show it.
+      found: at least one diagnosis.
+      folder: where the files go.
+    """
+    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    made = []
+    for one in found:
+        made.append(one)
+        say(_diagnosis_line(one))
+    say("")
+    say(str(made[-1]))
+    files = keep(folder, made)
+    say("\n" + " and ".join(path.name for path in files) + f" are in {folder}")
+
+
+def _diagnosis_line(one: Diagnosis) -> str:
+    gain, divisor = one.estimates["gain"][0], one.estimates["divisor"][0]
+    size = one.facts.meta_batch_size
+    return (
+        f"step {one.step:6,}: a step with {size} tasks is worth {gain:.1f} steps with one; divisor "
+        f"{divisor:.1f}, between the sum's 1 and the mean's {size}"
+    )
 
 
 def _setting(one: Measured) -> str:

@@ -21,8 +21,9 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from maml_jax import checkpoints, training
+from maml_jax import checkpoints, diagnosing, training
 from maml_jax.assembly import Problem, assemble, pixel_baseline
+from maml_jax.diagnosis import Diagnosis
 from maml_jax.evaluation import Evaluation
 from maml_jax.metrics_log import read_metrics
 from maml_jax.pictures import draw_all
@@ -139,6 +140,38 @@ def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
     return _draw(problem, run_dir, progress, test, result["baselines"])
 
 
+def diagnose_preset(config: Config, *, budget: float) -> Iterator[Diagnosis]:
+    """Trains a configuration for a little while, and measures how task gradients relate.
+
+    Args:
+      config: what to train.
+      budget: seconds after which no further stretch of training is begun.
+
+    Yields:
+      Each diagnosis when it is made.
+    """
+    with _explained_memory(config):
+        yield from diagnosing.diagnose_preset(assemble(config), budget=budget)
+
+
+def diagnose_run(run_dir: str | os.PathLike) -> Iterator[Diagnosis]:
+    """Measures how task gradients of a run relate: untrained, at its best, and at its end.
+
+    Args:
+      run_dir: the run's folder.
+
+    Yields:
+      Each diagnosis when it is made.
+
+    Raises:
+      FileNotFoundError: if the folder holds no run, or the run no checkpoint.
+    """
+    problem, progress = load_run(run_dir)
+    best = diagnosing.state_at(problem, progress.best_params, progress.best_step)
+    with _explained_memory(problem.config):
+        yield from diagnosing.diagnose_run(problem, best, progress.state)
+
+
 def load_run(run_dir: str | os.PathLike) -> tuple[Problem, training.Progress]:
     """Reads a run: its problem, and its newest sound checkpoint.
 
@@ -177,6 +210,7 @@ def _train(
                 run_dir=run_dir,
                 schedule=_schedule(config),
                 validate=lambda params: problem.evaluate(params, "validation"),
+                diagnose=problem.diagnose,
                 report=report,
                 config=checked_settings(config),
             )
@@ -190,6 +224,7 @@ def _schedule(config: Config) -> training.Schedule:
         steps_per_call=config.steps_per_call,
         validate_every=config.validate_every,
         checkpoint_every=config.checkpoint_every,
+        diagnose_every=config.diagnose_every,
     )
 
 

@@ -15,6 +15,7 @@ class Schedule:
       steps_per_call: outer steps per compiled call; the log has one line for each call.
       validate_every: validate at the first call's end after so many steps, and at the end.
       checkpoint_every: save likewise.
+      diagnose_every: measure likewise how task gradients relate; 0 for never.
 
     Example:
       >>> from maml_jax.training import Schedule
@@ -27,10 +28,12 @@ class Schedule:
     steps_per_call: int = 50
     validate_every: int = 500
     checkpoint_every: int = 500
+    diagnose_every: int = 0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            check_count(field.name, getattr(self, field.name), at_least=1)
+            least = 0 if field.name == "diagnose_every" else 1
+            check_count(field.name, getattr(self, field.name), at_least=least)
 
     def call_end(self, step: int) -> int:
         """Gives the step at which a call ends that starts after `step` outer steps.
@@ -50,7 +53,7 @@ class Schedule:
     def is_due(self, every: int, *, before: int, after: int) -> bool:
         """Says whether a call from `before` to `after` reached a multiple of `every`.
 
-        The end of the run counts as one.
+        The end of the run counts as one; 0 is never due.
 
         Example:
           >>> from maml_jax.training import Schedule
@@ -58,4 +61,6 @@ class Schedule:
           >>> [schedule.is_due(80, before=step, after=step + 50) for step in (0, 50, 100)]
           [False, True, True]
         """
+        if every == 0:
+            return False
         return after // every > before // every or after >= self.num_steps

@@ -74,11 +74,11 @@ def contracted_gradient(
     task_loss: Callable,
     params: Params,
     tasks: Task,
-    coefficients: Callable[..., jax.Array],
+    decide: Callable[..., tuple[jax.Array, Any]],
     layout: Layout,
     *,
     needs_losses: bool,
-) -> tuple[jax.Array, dict, Params]:
+) -> tuple[jax.Array, dict, Params, tuple[jax.Array, Any]]:
     """Computes Σᵢ cᵢ gᵢ without holding the gradients of all tasks.
 
     The coefficients are the cotangent of the vector of losses of the tasks that run side
@@ -90,13 +90,13 @@ def contracted_gradient(
       task_loss: `(params, task) -> (loss, metrics)` for one task.
       params: the meta-parameters.
       tasks: a meta-batch `[T, ...]`.
-      coefficients: gives coefficients `[T]`, from losses `[T]` and metrics `[T, ...]` if
-        `needs_losses`, else from nothing.
+      decide: gives coefficients `[T]` and anything else, from losses `[T]` and metrics
+        `[T, ...]` if `needs_losses`, else from nothing; called once.
       layout: where and how the tasks run; static.
-      needs_losses: whether `coefficients` looks at the losses; static.
+      needs_losses: whether `decide` looks at the losses; static.
 
     Returns:
-      Losses `[T]`, metrics `[T, ...]`, and Σᵢ cᵢ gᵢ `[...]`.
+      Losses `[T]`, metrics `[T, ...]`, Σᵢ cᵢ gᵢ `[...]`, and what `decide` gave.
     """
     if not needs_losses:
 
@@ -105,36 +105,43 @@ def contracted_gradient(
             *seen, grads = _in_chunks(task_loss, params, weights, tasks, layout.side_by_side)
             return seen, grads
 
-        own = coefficients(), tasks
-        seen, grads = on_devices(here, layout.mesh, summed=True)(params, own)
-        return *seen, grads
+        decided = decide()
+        seen, grads = on_devices(here, layout.mesh, summed=True)(params, (decided[0], tasks))
+        return *seen, grads, decided
     if layout.mesh is None and layout.side_by_side >= num_tasks_of(tasks):
-        return _side_by_side(task_loss, params, tasks, coefficients)
+        return _side_by_side(task_loss, params, tasks, decide)
     losses, metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
-    return losses, metrics, contract(coefficients(losses, metrics), task_grads)
+    decided = decide(losses, metrics)
+    return losses, metrics, contract(decided[0], task_grads), decided
 
 
-def _side_by_side(task_loss, params, tasks, coefficients):
+def _weighted(task_loss, params, tasks, weights):
+    """One chunk with known coefficients."""
+    return _side_by_side(task_loss, params, tasks, lambda losses, metrics: (weights, ()))[:3]
+
+
+def _side_by_side(task_loss, params, tasks, decide):
     """One chunk: the coefficients are the cotangent of its vector of losses."""
 
     def losses_of(params):
         return jax.vmap(task_loss, in_axes=(None, 0))(params, tasks)
 
     losses, pull_back, metrics = jax.vjp(losses_of, params, has_aux=True)
-    (grads,) = pull_back(coefficients(losses, metrics).astype(losses.dtype))
-    return losses, metrics, grads
+    decided = decide(losses, metrics)
+    (grads,) = pull_back(decided[0].astype(losses.dtype))
+    return losses, metrics, grads, decided
 
 
 def _in_chunks(task_loss, params, weights, tasks, size):
     """Adds up the contracted gradients of chunks; the last may be smaller."""
     num_tasks = len(weights)
     if size >= num_tasks:
-        return _side_by_side(task_loss, params, tasks, lambda losses, metrics: weights)
+        return _weighted(task_loss, params, tasks, weights)
     whole = num_tasks - num_tasks % size
 
     def one_chunk(chunk_weights, chunk):
         if size > 1:
-            return _side_by_side(task_loss, params, chunk, lambda losses, metrics: chunk_weights)
+            return _weighted(task_loss, params, chunk, chunk_weights)
         single = jax.tree.map(lambda leaf: leaf[0], chunk)
         (loss, metrics), grads = jax.value_and_grad(task_loss, has_aux=True)(params, single)
         grads = jax.tree.map(lambda g: chunk_weights[0].astype(g.dtype) * g, grads)
@@ -159,9 +166,7 @@ def _in_chunks(task_loss, params, weights, tasks, size):
     seen = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), seen)
     if whole < num_tasks:
         rest = jax.tree.map(lambda leaf: leaf[whole:], (weights, tasks))
-        losses, metrics, grads = _side_by_side(
-            task_loss, params, rest[1], lambda losses, metrics: rest[0]
-        )
+        losses, metrics, grads = _weighted(task_loss, params, rest[1], rest[0])
         total = add(total, grads)
         seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), seen, (losses, metrics))
     return *seen, jax.tree.map(lambda t, p: t.astype(p.dtype), total, params)

@@ -112,10 +112,13 @@ class Grouped:
         return task if task.task_id is not None else dataclasses.replace(task, task_id=group)
 
 
+Sampler = TaskSampler | Grouped
+"""What draws the tasks of a meta-batch."""
+
 _GROUPS = 0x67726F75  # Far from any index of a task: no group shares a key with a task.
 
 
-def meta_batch(sampler: TaskSampler | Grouped, key: jax.Array, num_tasks: int) -> Task:
+def meta_batch(sampler: Sampler, key: jax.Array, num_tasks: int) -> Task:
     """Draws a meta-batch of tasks, independent unless the sampler is `Grouped`.
 
     Task i comes from `fold_in(key, i)`: it does not depend on how many tasks are drawn.
@@ -147,7 +150,7 @@ def meta_batch(sampler: TaskSampler | Grouped, key: jax.Array, num_tasks: int) -
     return draw(sampler, key, jnp.arange(num_tasks))
 
 
-def draw(sampler: TaskSampler | Grouped, key: jax.Array, indices: jax.Array) -> Task:
+def draw(sampler: Sampler, key: jax.Array, indices: jax.Array) -> Task:
     """Draws tasks by their numbers.
 
     Args:
@@ -161,7 +164,7 @@ def draw(sampler: TaskSampler | Grouped, key: jax.Array, indices: jax.Array) -> 
     return jax.vmap(lambda index: draw_one(sampler, key, index))(indices)
 
 
-def draw_one(sampler: TaskSampler | Grouped, key: jax.Array, index: jax.Array | int) -> Task:
+def draw_one(sampler: Sampler, key: jax.Array, index: jax.Array | int) -> Task:
     """Draws one task of a meta-batch by its number.
 
     Args:

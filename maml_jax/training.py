@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from maml_jax import checkpoints
+from maml_jax.diagnosis import Diagnosis
 from maml_jax.evaluation import Evaluation
 from maml_jax.inner_loop import MetaParams
 from maml_jax.metrics_log import append_metrics, average_metrics, truncate_metrics
@@ -33,7 +34,7 @@ from maml_jax.outer_loop import run_outer_steps
 from maml_jax.outer_state import OuterState, OuterStep
 from maml_jax.schedule import Schedule
 from maml_jax.stop_signals import stop_requests
-from maml_jax.tasks import Params, TaskSampler
+from maml_jax.tasks import Params, Sampler
 
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 """What a process that stopped on a signal should exit with; 75 means "resume me"."""
@@ -142,13 +143,14 @@ def resume(run_dir: str | pathlib.Path, progress: Progress, config: dict[str, An
 
 def train(
     outer: OuterStep,
-    sampler: TaskSampler,
+    sampler: Sampler,
     progress: Progress,
     key: jax.Array,
     *,
     run_dir: str | pathlib.Path,
     schedule: Schedule,
     validate: Callable[[MetaParams], Evaluation] | None = None,
+    diagnose: Callable[[OuterState], Diagnosis] | None = None,
     report: Report = lambda step, metrics, evaluation: None,
     config: dict[str, Any] | None = None,
 ) -> Progress:
@@ -166,6 +168,7 @@ def train(
       schedule: numbers of steps.
       validate: from meta-parameters to an `Evaluation` on validation tasks; the best are
         kept. None keeps the last.
+      diagnose: from an outer state to a `Diagnosis`, for the log, where the schedule asks.
       report: told of each call and each validation.
       config: settings saved with every checkpoint, and checked by `resume`.
 
@@ -222,6 +225,9 @@ def train(
             due = functools.partial(schedule.is_due, before=before.step, after=progress.step)
             if validate is not None and due(schedule.validate_every):
                 progress = _validated(progress, validate, report, log)
+            if diagnose is not None and due(schedule.diagnose_every):
+                found = diagnose(progress.state).as_dict()
+                append_metrics(log, {"step": progress.step, "diagnosis": found})
             if request.signal is not None or due(schedule.checkpoint_every):
                 save(progress.step, progress)
             if request.signal is not None:
@@ -231,7 +237,7 @@ def train(
 
 def _one_call(
     outer: OuterStep,
-    sampler: TaskSampler,
+    sampler: Sampler,
     progress: Progress,
     key: jax.Array,
     *,

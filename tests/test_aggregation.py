@@ -36,6 +36,19 @@ MEAN_SCALED = {
     "inverse_variance between": agg.inverse_variance(between=0.5),
     "inverse_variance own": agg.inverse_variance(len, between=0.5),
     "random_weights": agg.random_weights(),
+    "krum": agg.krum(1, 2),
+    "mgda": agg.mgda(),
+    "upgrad": agg.upgrad(),
+    "dual_projection": agg.dual_projection(),
+    "pcgrad": agg.pcgrad(),
+    "gradvac": agg.gradvac(2 * NUM_TASKS),
+    "cagrad": agg.cagrad(),
+    "imtl_g": agg.imtl_g(),
+    "nash_mtl": agg.nash_mtl(),
+    "aligned_mtl": agg.aligned_mtl(),
+    "aligned_mtl median": agg.aligned_mtl("median"),
+    "aligned_mtl rmse": agg.aligned_mtl("rmse"),
+    "config": agg.config(),
 }
 OTHERS = {
     "importance count": agg.importance(normalize="count", clip=1.5),
@@ -59,7 +72,7 @@ DEGREE_ONE = [
 # Of draws, the distribution only is the same when tasks are reordered or left out.
 DRAWN = [name for name, rule in RULES.items() if rule.seed is not None]
 # Estimates of a variance, and what is dropped by number, depend on how many tasks there are.
-CHANGED_BY_COPIES = ("trimmed_mean", "inverse_variance")
+CHANGED_BY_COPIES = ("trimmed_mean", "inverse_variance", "krum")
 SETTLED = [name for name in RULES if name not in DRAWN]
 
 
@@ -285,6 +298,8 @@ def test_special_cases_reduce_to_the_mean(loose):
         agg.trimmed_mean(0),
         agg.cvar(1.0),
         agg.by_complexity(exponent=0.0),
+        agg.krum(0, NUM_TASKS),
+        agg.cagrad(0.0),
     ):
         close(reduce(rule, rows(), facts()), mean, loose)
     equal = facts() | {"weights": jnp.full(NUM_TASKS, 3.0)}
@@ -428,6 +443,17 @@ ERRORS = {
     "tilt": (lambda: agg.tilted(np.inf), ValueError, "tilt must be finite, got inf"),
     "threshold": (lambda: agg.norm_clipped(0), ValueError, "a number above 0, got 0"),
     "iterations": (lambda: agg.geometric_median(0), ValueError, "at least 1, got 0"),
+    "byzantine": (lambda: agg.krum(-1), ValueError, "num_byzantine must be at least 0, got -1"),
+    "selected": (lambda: agg.krum(1, 0), ValueError, "num_selected must be at least 1, got 0"),
+    "too few for krum": (
+        lambda: agg.aggregate(agg.krum(1), jnp.ones((3, 1))),
+        ValueError,
+        "needs at least 4 tasks, got a meta-batch of 3",
+    ),
+    "c": (lambda: agg.cagrad(1.0), ValueError, r"c must be in \[0, 1\), got 1.0"),
+    "by": (lambda: agg.aligned_mtl("mean"), ValueError, "by must be one of .*, got 'mean'"),
+    "ids": (lambda: agg.gradvac(0), ValueError, "num_task_ids must be at least 1, got 0"),
+    "decay": (lambda: agg.gradvac(1, decay=2.0), ValueError, r"decay must be in \[0, 1\], got 2"),
     "trim": (lambda: agg.trimmed_mean(-1), ValueError, "at least 0, got -1"),
     "both": (
         lambda: agg.Aggregation(name="x", level=agg.Level.FULL, coefficients=lambda e, s: e),

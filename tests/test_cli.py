@@ -16,7 +16,7 @@ from maml_jax import checkpoints, cli, runs, training
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import PRESETS, Config
 
-COMMANDS = ["train", "resume", "evaluate", "plot", "prepare", "presets", "bench"]
+COMMANDS = ["train", "resume", "evaluate", "plot", "prepare", "presets", "bench", "diagnose"]
 
 
 @pytest.fixture(autouse=True)

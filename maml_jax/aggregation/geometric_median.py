@@ -1,4 +1,4 @@
-"""Rules that look at the inner products of the task gradients."""
+"""The geometric median: a robust mean that no coordinate system decides."""
 
 import jax
 import jax.numpy as jnp

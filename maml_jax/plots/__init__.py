@@ -9,6 +9,13 @@ not end in ".png".
 """
 
 from maml_jax.plots.curves import inner_steps, learning_curve, regression_adaptation
+from maml_jax.plots.diagnosis import diagnosis
 from maml_jax.plots.images import image_adaptation
 
-__all__ = ["image_adaptation", "inner_steps", "learning_curve", "regression_adaptation"]
+__all__ = [
+    "diagnosis",
+    "image_adaptation",
+    "inner_steps",
+    "learning_curve",
+    "regression_adaptation",
+]
