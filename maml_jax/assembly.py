@@ -194,7 +194,8 @@ def _image_folder(config: Config) -> data.Splits:
         raise ValueError(
             "dataset image_folder needs --data-dir, the folder that holds one folder per class."
         )
-    return data.image_folder(config.data_dir, image_size=config.image_size)
+    channels = 3 if config.colour else 1
+    return data.image_folder(config.data_dir, image_size=config.image_size, channels=channels)
 
 
 _LOADERS: dict[str, Callable[[Config], data.Splits]] = {

@@ -112,7 +112,9 @@ def input_shape(config: Config) -> tuple[int, ...]:
     if config.is_regression:
         return (1,)
     size = 32 if config.dataset in ("cifar_fs", "fc100") else config.image_size
-    return (size, size, 1 if config.dataset in ("glyphs", "omniglot") else 3)
+    grey = config.dataset in ("glyphs", "omniglot")
+    grey |= config.dataset == "image_folder" and not config.colour
+    return (size, size, 1 if grey else 3)
 
 
 def _model(config: Config) -> Any:

@@ -31,6 +31,7 @@ class Config:
       test_query_shot: query examples per class (or task) in validation and test.
       rotations: take each class turned by 90, 180 and 270 degrees as a class of its own.
       image_size: side of the images in pixels, where the data set leaves it open.
+      colour: read an image folder in colour, normalised by channel; else as black ink on white.
       model: the network.
       features: filters per block (conv4, conv4_pool), or width of both hidden layers (mlp).
       activations: dtype of the activations of image models; parameters, batch statistics and
@@ -77,6 +78,7 @@ class Config:
     test_query_shot: int = 15
     rotations: bool = False
     image_size: int = 28
+    colour: bool = True
     model: Model = "conv4"
     features: int = 64
     activations: Literal["float32", "bfloat16"] = "float32"

@@ -5,9 +5,13 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
+import maml_jax as mj
 from maml_jax import bench
+from maml_jax.assembly import assemble
 from maml_jax.layout import bytes_kept
 from maml_jax.network import assemble_network
 from maml_jax.recipes import PRESETS, Config
@@ -62,3 +66,30 @@ def test_reptile_counts_the_activations_of_its_inner_loop():
         tasks = jax.eval_shape(lambda: bench._noise(GLYPHS, jax.random.key(0)))
         kept[inner] = bytes_kept(network.query_loss, network.params, tasks)
     assert kept["reptile"] == kept["fomaml"] > 10 * 4 * 2000
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_an_image_folder_fits_the_network_that_is_made_for_it(tmp_path, colour):
+    """The query loss of a task drawn from the folder is computed, in colour and in grey."""
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        (tmp_path / f"class{number}").mkdir()
+        for index in range(4):
+            pixels = rng.integers(0, 256, (10, 12, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"class{number}" / f"{index}.png")
+    config = dataclasses.replace(
+        GLYPHS,
+        dataset="image_folder",
+        data_dir=str(tmp_path),
+        colour=colour,
+        image_size=16,
+        way=2,
+        query_shot=2,
+        test_query_shot=2,
+    )
+    problem = assemble(config)
+    tasks = mj.meta_batch(problem.meta_train, jax.random.key(0), 2)
+    assert tasks.query.inputs.shape == (2, 4, 16, 16, 3 if colour else 1)
+    state = problem.outer.init(problem.params)
+    _, metrics = problem.outer.gradient(state, tasks)
+    assert jnp.isfinite(metrics["query_loss"])
