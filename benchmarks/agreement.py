@@ -4,31 +4,35 @@
 
 A difference is ‖ours - theirs‖ over the longer of the two, or over 1% of the root mean square
 of the gradients' lengths if both are shorter, as where 0 is the right answer. Both sides get the
-same matrices: 2 to 16 tasks, 5 to 512 parameters, with and without a common direction.
+same matrices: 2 to 16 tasks, 5 to 512 parameters, with and without a common direction. For the
+rules that solve a quadratic program a third opinion is SciPy's NNLS, which works on the gradients
+and not on their products: how far either side is from it is in the last two columns.
 
 What is converted from their conventions to ours, on which n identical gradients g give g:
 
     pcgrad, gradvac, config   theirs sum over the n tasks: divided by n
     cagrad                    theirs gives (1 + c) g: divided by 1 + c
-    nash_mtl                  theirs solves G c = 1/c, which has degree 0, and then clips to
-                              `max_norm`, which we turn off: times √‖G‖_F / n
-    krum                      theirs adds distances, the paper and we squared distances: compared
-                              with a loop in NumPy that adds distances, and ours with one that
-                              adds squares; "same choice" counts where both choose alike
-    mean, sum, trimmed_mean, aligned_mtl, upgrad, dual_projection, mgda, imtl_g    nothing
+    nash_mtl                  theirs has the length √n whatever the gradients', and is then clipped
+                              to `max_norm`, which we turn off: times √‖G‖_F / n
+    krum                      theirs adds distances, the paper and we squared distances: theirs is
+                              compared with a loop in NumPy that adds distances, ours with one
+                              that adds squares; "same choice" counts where both choose alike
+    the others                nothing; aligned_mtl's weights are 1/n on both sides
 
 What is compared on part of the matrices:
 
     pcgrad, gradvac           two tasks only: with more the result depends on a random order
-    imtl_g                    no more tasks than parameters: theirs takes G⁺ d, and we K⁺ 1 of
-                              unit gradients, which differ where no equal projections exist
+    imtl_g                    no more tasks than parameters: there may be no equal projections with
+                              more, and then theirs takes G⁺ d, we K⁺ 1 of unit gradients
     nash_mtl                  likewise: there may be no bargain
-    cagrad, upgrad, dual_projection   all; theirs treats a G whose trace is below 1e-4 as 0,
-                              which none of the matrices comes near
+    trimmed_mean, krum        at least 4 tasks
 
-theirs of mgda is Frank-Wolfe's method, which we let take 3000 steps; its result is longer than
-ours wherever they differ ("shorter" counts how often ours is, up to rounding). Rules that only
-one side has, and those that draw numbers for every coordinate, are left out.
+Their upgrad and dual_projection add a ridge to G, 1e-4 of its trace, which they let us set: a
+second row has 1e-10. They and cagrad take a G with a trace below 1e-4 for 0, which ours do not;
+no matrix here comes near. Their mgda is Frank-Wolfe's method, which we let take 1000 steps.
+
+Rules that only one side has, and those that draw a number for every coordinate or task, are left
+out.
 """
 
 import argparse
@@ -41,6 +45,7 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import nnls
 
 from maml_jax import aggregation as agg
 from peer_process import PeerError, python_of
@@ -51,41 +56,54 @@ SHAPES = ((2, 5), (2, 64), (3, 16), (4, 128), (8, 32), (8, 512), (16, 64), (12, 
 NUM_SEEDS = 25
 C = 0.4
 
-
-def length_of_gram(matrix):
-    return np.linalg.norm(matrix @ matrix.T)
-
-
-UNCHANGED = lambda theirs, matrix: theirs  # noqa: E731
-OVER_N = lambda theirs, matrix: theirs / len(matrix)  # noqa: E731
-ALL = lambda matrix: True  # noqa: E731
-PAIRS = lambda matrix: len(matrix) == 2  # noqa: E731
-FEW_TASKS = lambda matrix: len(matrix) <= matrix.shape[1]  # noqa: E731
-ENOUGH = lambda matrix: len(matrix) >= 4  # noqa: E731
-
-RULES = {  # Ours, theirs converted, where, and what explains a difference.
-    "mean": (agg.mean(), UNCHANGED, ALL, ""),
-    "sum": (agg.sum(), UNCHANGED, ALL, ""),
-    "trimmed_mean": (agg.trimmed_mean(1), UNCHANGED, ENOUGH, ""),
-    "krum": (agg.krum(1, 2), UNCHANGED, ENOUGH, "theirs adds distances, ours squares"),
-    "mgda": (agg.mgda(), UNCHANGED, ALL, "theirs has not converged"),
-    "upgrad": (agg.upgrad(), UNCHANGED, ALL, "theirs adds a ridge to G"),
-    "dual_projection": (agg.dual_projection(), UNCHANGED, ALL, "theirs adds a ridge to G"),
-    "pcgrad": (agg.pcgrad(), OVER_N, PAIRS, ""),
-    "gradvac": (agg.gradvac(2, decay=0.5), OVER_N, PAIRS, ""),
-    "cagrad": (agg.cagrad(C), lambda theirs, _: theirs / (1 + C), ALL, "their solver's tolerance"),
-    "imtl_g": (agg.imtl_g(), UNCHANGED, FEW_TASKS, ""),
-    "nash_mtl": (
-        agg.nash_mtl(),
-        lambda theirs, matrix: theirs * np.sqrt(length_of_gram(matrix)) / len(matrix),
-        FEW_TASKS,
-        "their solver's tolerance",
-    ),
-    "aligned_mtl": (agg.aligned_mtl(), UNCHANGED, ALL, ""),
-    "aligned_mtl median": (agg.aligned_mtl("median"), UNCHANGED, ALL, ""),
-    "aligned_mtl rmse": (agg.aligned_mtl("rmse"), UNCHANGED, ALL, ""),
-    "config": (agg.config(), OVER_N, ALL, ""),
+RULES = {
+    "mean": agg.mean(),
+    "sum": agg.sum(),
+    "trimmed_mean": agg.trimmed_mean(1),
+    "krum": agg.krum(1, 2),
+    "mgda": agg.mgda(),
+    "upgrad": agg.upgrad(),
+    "upgrad, ridge 1e-10": agg.upgrad(),
+    "dual_projection": agg.dual_projection(),
+    "dual_projection, ridge 1e-10": agg.dual_projection(),
+    "pcgrad": agg.pcgrad(),
+    "gradvac": agg.gradvac(2, decay=0.5),
+    "cagrad": agg.cagrad(C),
+    "imtl_g": agg.imtl_g(),
+    "nash_mtl": agg.nash_mtl(),
+    "aligned_mtl": agg.aligned_mtl(),
+    "aligned_mtl median": agg.aligned_mtl("median"),
+    "aligned_mtl rmse": agg.aligned_mtl("rmse"),
+    "config": agg.config(),
 }
+EXPLANATIONS = {
+    "krum": "distances, not their squares",
+    "mgda": "Frank-Wolfe has not converged",
+    "upgrad": "their ridge, 1e-4",
+    "dual_projection": "their ridge, 1e-4",
+    "cagrad": "their solver's tolerance",
+}
+
+
+def asked_for(rule, matrix):
+    """Says whether both sides are to give the same on a matrix `[T, P]`."""
+    num_tasks, num_params = matrix.shape
+    if rule in ("pcgrad", "gradvac"):
+        return num_tasks == 2
+    if rule in ("imtl_g", "nash_mtl"):
+        return num_tasks <= num_params
+    return rule not in ("trimmed_mean", "krum") or num_tasks >= 4
+
+
+def converted(rule, theirs, matrix):
+    """Turns their result into what it is on our scale."""
+    if rule in ("pcgrad", "gradvac", "config"):
+        return theirs / len(matrix)
+    if rule == "cagrad":
+        return theirs / (1 + C)
+    if rule == "nash_mtl":
+        return theirs * np.sqrt(np.linalg.norm(matrix @ matrix.T)) / len(matrix)
+    return theirs
 
 
 def matrices():
@@ -105,16 +123,33 @@ def ours(rule, matrix):
     return agg.aggregate(rule, matrix, key=jax.random.key(0), task_ids=ids)
 
 
-def krum_loop(matrix, distance):
+def krum_loop(matrix, power):
     """Adds a power of the distances to the n - 3 nearest others; averages the best two."""
-    apart = distance(np.square(matrix[:, None] - matrix[None]).sum(-1))
+    apart = np.linalg.norm(matrix[:, None] - matrix[None], axis=-1) ** power
     scores = [np.sort(np.delete(row, i))[: len(matrix) - 3].sum() for i, row in enumerate(apart)]
     return matrix[np.argsort(scores)[:2]].mean(0)
 
 
-def difference(mine, theirs, matrix):
+def third_opinion(rule, matrix):
+    """Solves the quadratic program of a rule by NNLS on the gradients, if it has one."""
+
+    def least(columns, target):
+        return nnls(columns, target, maxiter=100_000)[0]
+
+    if rule == "mgda":
+        lifted = np.concatenate([matrix.T, np.ones((1, len(matrix)))])
+        weights = least(lifted, np.eye(len(lifted))[-1])
+        return weights @ matrix / weights.sum()
+    if rule.startswith(("upgrad", "dual_projection")):
+        sources = matrix if rule.startswith("upgrad") else [matrix.mean(0)]
+        return np.mean([g + least(matrix.T, -g) @ matrix for g in sources], axis=0)
+    return None
+
+
+def difference(first, second, matrix):
     floor = np.sqrt(np.square(matrix).sum(1).mean()) / 100
-    return np.linalg.norm(mine - theirs) / max(*map(np.linalg.norm, (mine, theirs)), floor)
+    longest = max(np.linalg.norm(first), np.linalg.norm(second), floor)
+    return float(np.linalg.norm(first - second) / longest)
 
 
 def ask_peer(python, made, asked):
@@ -131,31 +166,52 @@ def ask_peer(python, made, asked):
             return {name: file[name] for name in file.files}, json.loads(done.stdout)
 
 
-def compare(name, made, theirs):
+def compare(rule, made, theirs):
     """Compares one rule on all its matrices."""
-    rule, convert, _, explanation = RULES[name]
-    pairs = {
-        key: (np.asarray(ours(rule, jnp.asarray(made[key]))), convert(result, made[key]))
-        for key, result in theirs.items()
+    differences, exact, same = {}, {"ours": [], "theirs": []}, 0
+    for name, result in theirs.items():
+        matrix = made[name]
+        other = converted(rule, result, matrix)
+        mine = np.asarray(ours(RULES[rule], jnp.asarray(matrix)))
+        third = third_opinion(rule, matrix)
+        if third is not None:
+            exact["ours"].append(difference(mine, third, matrix))
+            exact["theirs"].append(difference(other, third, matrix))
+        if rule == "krum":
+            same += np.allclose(mine, other)
+            np.testing.assert_allclose(mine, krum_loop(matrix, 2), rtol=1e-12)
+            mine = krum_loop(matrix, 1)
+        differences[name] = difference(mine, other, matrix)
+    values = np.array(list(differences.values()))
+    return {
+        "rule": rule,
+        "matrices": len(values),
+        "worst": float(values.max()),
+        "worst_matrix": max(differences, key=lambda name: differences[name]),
+        "median": float(np.median(values)),
+        "num_above_goal": int((values > GOAL).sum()),
+        "explanation": EXPLANATIONS.get(rule, ""),
+        **({"num_same_choice": int(same)} if rule == "krum" else {}),
+        **{f"worst_{side}_to_nnls": max(errors) for side, errors in exact.items() if errors},
     }
-    result = {"rule": name, "matrices": len(pairs)}
-    if name == "krum":
-        same = [np.allclose(*pair) for pair in pairs.values()]
-        result["same choice"] = int(np.sum(same))
-        for key, (mine, other) in pairs.items():
-            assert np.allclose(mine, krum_loop(made[key], lambda squares: squares))
-            pairs[key] = krum_loop(made[key], np.sqrt), other
-    if name == "mgda":
-        longer = [np.linalg.norm(b) - np.linalg.norm(a) for a, b in pairs.values()]
-        result["shorter"] = int(np.sum(np.array(longer) >= -1e-8))
-    differences = [difference(*pair, made[key]) for key, pair in pairs.items()]
-    result |= {
-        "worst": float(np.max(differences)),
-        "median": float(np.median(differences)),
-        "above the goal": int(np.sum(np.array(differences) > GOAL)),
-        "worst matrix": list(pairs)[int(np.argmax(differences))],
-    }
-    return result | ({"explanation": explanation} if explanation else {})
+
+
+def row(result):
+    def number(name):
+        return f"{result[name]:.0e}" if name in result else ""
+
+    explanation = result["explanation"]
+    if "num_same_choice" in result:
+        explanation += f"; same choice: {result['num_same_choice']}"
+    return (
+        result["rule"],
+        number("worst"),
+        number("median"),
+        f"{result['num_above_goal']} of {result['matrices']}",
+        explanation,
+        number("worst_ours_to_nnls"),
+        number("worst_theirs_to_nnls"),
+    )
 
 
 def main():
@@ -167,32 +223,16 @@ def main():
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     made = matrices()
-    asked = {
-        name: [key for key, matrix in made.items() if where(matrix)]
-        for name, (_, _, where, _) in RULES.items()
-    }
+    asked = {rule: [name for name in made if asked_for(rule, made[name])] for rule in RULES}
     theirs, versions = ask_peer(python_of("torchjd", options.environments), made, asked)
     results = [
-        compare(name, made, {key: theirs[f"{name}/{key}"] for key in keys})
-        for name, keys in asked.items()
+        compare(rule, made, {name: theirs[f"{rule}/{name}"] for name in names})
+        for rule, names in asked.items()
     ]
     write(options.output, {"peer": versions, "goal": GOAL, "results": results})
-    rows = [
-        (
-            result["rule"],
-            f"{result['worst']:.0e}",
-            f"{result['median']:.0e}",
-            str(result["matrices"]),
-            str(result["above the goal"]),
-            "; ".join(
-                [f"{kind}: {result[kind]}" for kind in ("same choice", "shorter") if kind in result]
-                + [result.get("explanation", "")]
-            ).strip("; "),
-        )
-        for result in results
-    ]
-    columns = ("rule", "worst", "median", "matrices", f"above {GOAL}", "explanation")
-    show(f"against TorchJD {versions['torchjd']}, relative differences", rows, columns)
+    columns = ("rule", "worst", "median", f"above {GOAL}", "why", "ours to NNLS", "theirs to NNLS")
+    title = f"relative differences from TorchJD {versions['torchjd']}"
+    show(title, [row(result) for result in results], columns)
 
 
 if __name__ == "__main__":

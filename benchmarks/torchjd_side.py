@@ -13,15 +13,21 @@ import warnings
 import numpy as np
 import torch
 from torchjd import aggregation as jd
+from torchjd.linalg import QuadprogProjector
 
+RIDGE = 1e-10
 RULES = {  # From the number of tasks to an aggregator without a past.
     "mean": lambda n: jd.Mean(),
     "sum": lambda n: jd.Sum(),
     "trimmed_mean": lambda n: jd.TrimmedMean(1),
     "krum": lambda n: jd.Krum(1, 2),
-    "mgda": lambda n: jd.MGDA(epsilon=1e-12, max_iters=3000),
+    "mgda": lambda n: jd.MGDA(epsilon=1e-12, max_iters=1000),
     "upgrad": lambda n: jd.UPGrad(),
+    "upgrad, ridge 1e-10": lambda n: jd.UPGrad(projector=QuadprogProjector(reg_eps=RIDGE)),
     "dual_projection": lambda n: jd.DualProj(),
+    "dual_projection, ridge 1e-10": lambda n: jd.DualProj(
+        projector=QuadprogProjector(reg_eps=RIDGE)
+    ),
     "pcgrad": lambda n: jd.PCGrad(),
     "gradvac": lambda n: jd.GradVac(beta=0.5),
     "cagrad": lambda n: jd.CAGrad(c=0.4),

@@ -18,6 +18,8 @@ from maml_jax.optimizer_degree import CLOSE, Homogeneity, fraction_of, homogenei
 from maml_jax.optimizer_probe import VALUE, Probe, difference, leaf_norms, run_held, size
 from maml_jax.tasks import Params
 
+BEHIND = "what is made of the gradient, for entries all alike,"  # what a clip may bound
+
 
 def uses_value(probe: Probe) -> bool:
     """Tells whether the updates depend on the loss value."""
@@ -73,11 +75,11 @@ def accumulates(
       "mean", "sum", or None where the state does not tell, as with updates every 2 steps.
     """
     optimizer = optax.with_extra_args_support(optimizer)
-    params = jnp.full((3, 3), 0.5, jnp.float32) if params is None else params
-    grads = jax.tree.map(jnp.ones_like, params)
-    states, shapes = [optimizer.init(params)], {leaf.shape for leaf in jax.tree.leaves(grads)}
+    tree: Params = jnp.full((3, 3), 0.5, jnp.float32) if params is None else params
+    grads = jax.tree.map(jnp.ones_like, tree)
+    states, shapes = [optimizer.init(tree)], {leaf.shape for leaf in jax.tree.leaves(grads)}
     for _ in range(2):
-        states.append(optimizer.update(grads, states[-1], params, value=VALUE)[1])
+        states.append(optimizer.update(grads, states[-1], tree, value=VALUE)[1])
     leaves = [[np.asarray(leaf) for leaf in jax.tree.leaves(state)] for state in states]
     ratios = [
         float(np.median(second / first))
@@ -165,16 +167,26 @@ def find(probe: Probe, factor: float, *, norms, usual, own_params: bool) -> Find
     scaled = functools.partial(homogeneity, probe, factor=factor, value_factor=factor)
     held = functools.partial(scaled, held=True)
     clip = None if valued else clip_of(probe, at_zero=decays, period=period)
-    exponent = held(clip.norm / (8 * factor) if clip else 100.0).late_exponent
-    base = int(exponent > 0.5)
+    exponent = held(100.0).late_exponent
     fraction = fraction_of(exponent, [held(norm).late_exponent for norm in usual])
-    floor = None if base or fraction or valued else floor_of(probe, at_zero=decays)
+    base, floor = int(exponent > 0.5), None
+    if not (base or fraction or valued):
+        floor = floor_of(probe, at_zero=decays)
+    least = 0.5 * CLOSE * min(usual) / len(probe.params) ** 0.5
+    if floor and floor.sharp and floor.entry > least:
+        alike = len(probe.params) ** 0.5
+        clip = clip or Clip(BEHIND, 2 * floor.entry, 2 * floor.entry * alike)
+        floor = None
+    if clip:
+        # Below it even for the longest gradient with its largest entry, but not far below: ε.
+        start = 0 * probe.params if decays else None
+        below = homogeneity(probe, clip.norm / 32, 2.0, params=start, held=True)
+        base = int(below.late_exponent > 0.5)
     at, blurred = {}, False
     for norm in norms:
         at[norm], lost = without_rounding(probe, norm, factor, base, own_params)
         blurred |= lost and norm in usual
     zero = None if own_params else homogeneity(probe, 1.0, factor, params=0 * probe.params)
-    least = 0.5 * CLOSE * min(usual) / len(probe.params) ** 0.5
     return Findings(
         at=at,
         base=base,

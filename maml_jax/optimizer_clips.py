@@ -12,7 +12,9 @@ import numpy as np
 
 from maml_jax.optimizer_probe import Probe, difference, leaf_norms, run_held, size
 
-_NORMS = 1.7 * 4.0 ** np.arange(-8, 8)  # searched for a clip; not round, for thresholds are
+_NORMS = 4.0 ** np.arange(-7, 7)  # searched for a clip
+_SHORTEST = 0.3  # the shortest gradient of a stream, in units of the longest
+_ALIKE = 1e-4  # relative difference of updates that is rounding
 _ENTRIES = 10.0 ** np.arange(-14.0, 5.01, 0.25)  # searched for ε
 
 
@@ -36,18 +38,22 @@ class Floor(NamedTuple):
     Attributes:
       entry: the size of all entries at which the update is half of its plateau.
       under_root: whether it is added to the gradient's square.
+      sharp: whether updates are s/max(s, ε), which a clip of what momentum makes of the gradient
+        does as well.
     """
 
     entry: float
     under_root: bool
+    sharp: bool
 
 
 def clip_of(probe: Probe, *, at_zero: bool, period: int) -> Clip | None:
     """Searches for a size of the gradient from which on the optimizer holds it back.
 
-    Gradients along one direction, of varying length, are multiplied until updates leave the
-    degree they had, suddenly: entries alike everywhere, in one leaf, and a single entry. The
-    measure in which the three thresholds agree is the one that is clipped.
+    What is clipped in every step has lost its length: two streams of gradients of the same
+    directions and other lengths then make the same updates. The threshold is where that begins,
+    for entries alike everywhere, in one leaf, and for a single entry; the measure in which the
+    three thresholds agree is the one that is clipped. One behind momentum is not found here.
 
     Args:
       probe: the optimizer.
@@ -55,19 +61,23 @@ def clip_of(probe: Probe, *, at_zero: bool, period: int) -> Clip | None:
       period: steps from one update to the next; gradients stay the same in between.
 
     Returns:
-      The clip, with a threshold between 1e-4 and 1e4 in the global norm; None without one.
+      The clip, with a threshold between 1e-4 and 1e3 in the global norm; None without one.
     """
-    lengths = np.random.default_rng(1).uniform(0.3, 0.9, probe.num_steps)
-    lengths[0] = 1.0
-    lengths = np.repeat(lengths, period)[: probe.num_steps, None]
+    rng = np.random.default_rng(1)
+    lengths = rng.uniform(_SHORTEST, 1.0, (2, probe.num_steps, 1))
+    lengths[0, 1] = lengths[1, 0] = _SHORTEST
+    signs = np.sign(probe.signs)
     smallest = int(np.argmin(probe.sizes))
     begin = int(np.sum(probe.sizes[:smallest]))
-    leaf = np.zeros_like(probe.params)
-    leaf[begin : begin + probe.sizes[smallest]] = 1 / np.sqrt(probe.sizes[smallest])
-    entry = np.zeros_like(probe.params)
-    entry[0] = 1.0
-    directions = (probe.signs[0], leaf, entry)
-    norms = [_onset(probe, lengths * direction, at_zero) for direction in directions]
+    supports = np.zeros((3, len(probe.params)))
+    supports[0] = 1.0
+    supports[1, begin : begin + probe.sizes[smallest]] = 1.0
+    supports[2, 0] = 1.0
+    directions = [support / np.linalg.norm(support) for support in supports]
+    norms = []
+    for direction in directions:
+        streams = [np.repeat(length * signs * direction, period, axis=0) for length in lengths]
+        norms.append(_start(probe, [stream[: probe.num_steps] for stream in streams], at_zero))
     norm = norms[0]
     if norm is None:
         return None
@@ -84,8 +94,8 @@ def clip_of(probe: Probe, *, at_zero: bool, period: int) -> Clip | None:
 def floor_of(probe: Probe, *, at_zero: bool) -> Floor | None:
     """Searches for the size of entries below which updates shrink with the gradient.
 
-    With entries s all alike the update is s/(s + ε), or s/√(s² + ε²): from a tenth to nine
-    tenths of its plateau s grows 81 times, or 20 times, which tells them apart.
+    With entries s all alike the update is s/(s + ε), or s/√(s² + ε²), or min(s, ε): from a tenth
+    to nine tenths of its plateau s grows 81 times, 20 times, or 9 times, which tells them apart.
 
     Args:
       probe: an optimizer of degree 0 at large gradients.
@@ -96,47 +106,36 @@ def floor_of(probe: Probe, *, at_zero: bool) -> Floor | None:
     """
     alone = run_held(probe, np.zeros_like(probe.signs), at_zero=at_zero).updates
     late = slice(probe.num_steps // 2, None)
-    ones = np.sign(probe.signs)
+    ones = np.sign(probe.signs[:1]) + np.zeros_like(probe.signs)
     sizes = [
         size((run_held(probe, s * ones, at_zero=at_zero).updates - alone)[late]) for s in _ENTRIES
     ]
-    if not sizes[-5] > 0.95 * sizes[-1]:
-        return None  # no plateau
     share = np.array(sizes) / sizes[-1]
     reached = [_crossing(share, level) for level in (0.1, 0.5, 0.9)]
     if reached[1] is None or reached[2] is None:
         return None
-    return Floor(reached[1], reached[0] is not None and reached[2] / reached[0] < 40)
+    width = reached[2] / reached[0] if reached[0] else math.inf
+    return Floor(reached[1], under_root=14 < width < 40, sharp=width < 14)
 
 
-def _onset(probe: Probe, pattern: np.ndarray, at_zero: bool) -> float | None:
-    """Smallest multiple of a pattern `[S, P]` of norm 1 at which homogeneity ends suddenly."""
+def _start(probe: Probe, streams: list[np.ndarray], at_zero: bool) -> float | None:
+    """Norm from which on streams that differ in lengths make the same updates, all at once."""
 
-    def updates_at(norm):
-        return run_held(probe, norm * pattern, at_zero=at_zero).updates
+    def apart(factor):
+        runs = [run_held(probe, factor * stream, at_zero=at_zero).updates for stream in streams]
+        return float(np.nan_to_num(difference(probe, *runs), nan=1.0).max())
 
-    def off(first, second, factor):
-        return [difference(probe, first, second / factor**degree) for degree in (0, 1)]
-
-    def kept(offs, degree):
-        return float(np.where(degree, offs[1], offs[0]).max())
-
-    runs = [updates_at(norm) for norm in _NORMS]
-    for j in range(1, len(_NORMS) - 1):
-        before = off(runs[j - 1], runs[j], 4.0)
-        degree = np.argmin(before, axis=0)  # below the threshold, by step and leaf
-        noise = kept(before, degree)
-        after = kept(off(runs[j], runs[j + 1], 4.0), degree)
-        # ε fades in over decades: by 4 to 16 times per factor of 4. A clip is there at once.
-        if not runs[j - 1].any() or noise > 1e-3 or after < max(2e-3, 50 * noise):
-            continue
-        low, high = 1.0, 4.0
-        while high / low > 1.001:
-            middle = np.sqrt(low * high)
-            now = kept(off(runs[j], updates_at(middle * _NORMS[j]), middle), degree)
-            low, high = (low, middle) if now > max(2e-4, 5 * noise) else (middle, high)
-        return float(low * _NORMS[j])
-    return None
+    if apart(_NORMS[-1]) > _ALIKE:
+        return None
+    differing = [norm for norm in _NORMS if apart(norm) > _ALIKE]
+    if not differing:
+        return None
+    low, high = differing[-1], 4.0 * differing[-1]
+    while high / low > 1.001:
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if apart(middle) > _ALIKE else (low, middle)
+    # A constant that is added, ε, fades by 4 to 16 times per factor of 4; a clip is there at once.
+    return high * _SHORTEST if apart(high / 4) > 100 * _ALIKE else None
 
 
 def _measures(probe: Probe) -> dict[str, Callable[[np.ndarray], float]]:

@@ -20,8 +20,8 @@ def reasons_for(
       Sentences.
     """
     reasons = _bounds(found, factor) + _own_terms(found) + _changes(found, probe, factor)
-    if not found.is_homogeneous and not reasons:
-        reasons = ["Its degree is not the same for gradients of every size; no cause was found."]
+    if not _is_explained(found):
+        reasons += ["Its degree is not the same for gradients of every size; no cause was found."]
     if found.period > 1:
         rule = f"the {accumulated}" if accumulated else "the mean or the sum"
         reasons.append(
@@ -43,6 +43,8 @@ def settings_for(found: Findings, probe: Probe, factor: float) -> dict[str, floa
       From a setting's name to the factor between its value under the sum and under the mean.
     """
     degrees, settings = leaf_degrees(found.at[1.0]), {}
+    if not _is_explained(found):
+        return settings
     if {0, 1} <= set(degrees):
         settings[f"learning_rate of {', '.join(_leaves(degrees, probe, 1))}"] = 1 / factor
     elif early := first_steps(found.at[1.0]):
@@ -65,6 +67,22 @@ def settings_for(found: Findings, probe: Probe, factor: float) -> dict[str, floa
     if found.value_matters:
         settings["value"] = factor
     return settings
+
+
+def _is_explained(found: Findings) -> bool:
+    """Whether what was found is what breaks the degree, so that undoing it is enough."""
+    causes = (
+        found.clip,
+        found.decays and (found.base == 1 or found.coupled),
+        found.noise,
+        found.floor and found.floor_matters,
+        found.fraction,
+        found.value_matters,
+        found.zero_matters,
+        first_steps(found.at[1.0]),
+        {0, 1} <= set(leaf_degrees(found.at[1.0])),
+    )
+    return found.is_homogeneous or any(causes)
 
 
 def _bounds(found: Findings, factor: float) -> list[str]:

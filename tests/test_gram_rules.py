@@ -54,6 +54,7 @@ def matrices():
         "copies": np.concatenate([half, half]),
         "multiples": np.concatenate([half, 3 * half]),
         "opposite": np.concatenate([half, -half]),
+        "opposite uneven": np.concatenate([half, -3 * half]),
         "summing to 0": wide - wide.mean(0),
         "with a zero": np.concatenate([wide[:7] + 0.5, 0 * half[:1]]),
         "one line": rng.normal(size=(COUNT, 1)) * half[:1],
@@ -182,6 +183,12 @@ def test_cagrad_closes_the_duality_gap(c, name, dtype):
     assert min(duals) - gains.min() <= slack
 
 
+def test_cagrad_beside_a_task_at_rest_stays_at_the_mean():
+    """No d gains anything for the worst task, and g₀ is the nearest that loses nothing."""
+    grads, got = apply(agg.cagrad(0.5), [[2, 0], [0, 1], [0, 0]])
+    np.testing.assert_allclose(1.5 * got, grads.mean(0), rtol=EXACT[DTYPES[-1]])
+
+
 def test_cagrad_between_opposite_tasks_keeps_the_third():
     """d = g₀ = g₃ / 3 already gains most for the worst: 0."""
     grads, got = apply(agg.cagrad(0.5), [[1, 0], [-1, 0], [0, 1]])
@@ -242,14 +249,23 @@ def test_equal_shares_of_dependent_gradients(name):
         assert shares.mean() > 0.1
 
 
-@cases
+@dtypes
+@pytest.mark.parametrize("name", ["opposite", "opposite uneven", "tall"])
 def test_rules_of_no_agreement_give_none(name, dtype):
     """ConFIG and IMTL-G of opposite gradients, Nash where no bargain exists: 0."""
-    if name not in ("opposite", "tall"):
-        return
-    for rule in ("config", "imtl_g", "nash_mtl") if name == "opposite" else ("nash_mtl",):
+    for rule in ("nash_mtl",) if name == "tall" else ("config", "imtl_g", "nash_mtl"):
         grads, got = apply(RULES[rule], MATRICES[name], dtype)
         assert np.linalg.norm(got) <= 4 * ROOT[dtype] * rms(grads)
+
+
+def test_imtl_g_gives_0_where_its_weights_sum_to_0():
+    """Lengths 1, 1 and 2/3, cosines 1/2 and twice 17/20: x = (30, 30, -40)/11 exactly."""
+    cosines = np.array([[1, 0.5, 0.85], [0.5, 1, 0.85], [0.85, 0.85, 1]])
+    units = np.linalg.cholesky(cosines)
+    _, got = apply(agg.imtl_g(), np.array([[1], [1], [2 / 3]]) * units)
+    np.testing.assert_array_equal(got, 0)
+    _, got = apply(agg.imtl_g(), np.array([[1], [1], [0.7]]) * units)
+    assert np.linalg.norm(got) > 1
 
 
 @pytest.mark.parametrize("by", ["min", "median", "rmse"])

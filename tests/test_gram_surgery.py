@@ -127,10 +127,10 @@ def test_gradvac_without_targets_is_pcgrad():
 
 
 def test_gradvac_bears_agreement():
-    """A target of 1 and identical gradients: rounding must not turn anything."""
-    grads = np.tile(random_rows(1, 5), (4, 1))
+    """A target of 1 and gradients alike up to rounding: nothing turns."""
+    grads = random_rows(1, 5) + (1e-8 if X64 else 1e-4) * random_rows(4, 5, 1)
     got, state = apply(agg.gradvac(4), grads, state=jnp.ones((4, 4)))
-    close(got, grads[0], 1e-6)
+    close(got, grads[0], 1e-6 if X64 else 1e-3)
     np.testing.assert_allclose(state, 1, rtol=1e-6)
 
 

@@ -60,17 +60,14 @@ def test_nonnegative_minimum_that_does_not_exist():
 
 
 def test_bargain_from_far_away():
-    """K x ∘ x = 1 and x > 0, where tasks nearly cancel and one is far from the others."""
-    rng = np.random.default_rng(0)
-    for share in (0.5, 0.1, 0.03):
-        units = rng.normal(size=(12, 20))
-        units[0] = share * units[0] - units[1:].sum(0) / 4
-        units /= np.linalg.norm(units, axis=1, keepdims=True)
-        cosines = jnp.asarray(units @ units.T)
-        point = small_problems.bargain(cosines)
-        assert (point > 0).all()
-        products = np.asarray(point * (cosines @ point))
-        np.testing.assert_allclose(products, 1, atol=1e-9 if X64 else 5e-3)
+    """K x ∘ x = 1 and x > 0: undamped, Newton's method loses its way in some of these."""
+    units = np.random.default_rng(0).normal(size=(1000, 12, 14))
+    units /= np.linalg.norm(units, axis=2, keepdims=True)
+    cosines = jnp.asarray(units @ units.transpose(0, 2, 1))
+    points = jax.jit(jax.vmap(small_problems.bargain))(cosines)
+    assert (points > 0).all()
+    products = points * jnp.einsum("bij,bj->bi", cosines, points)
+    np.testing.assert_allclose(products, 1, atol=1e-9 if X64 else 1e-2)
 
 
 def test_spectrum_tells_rounding_from_rank():

@@ -93,9 +93,10 @@ def config() -> Aggregation:
 def nash_mtl() -> Aggregation:
     """Takes the tasks' bargaining solution, in which each gains the same share (Nash-MTL).
 
-    c > 0 with (Ĝ c)ᵢ = 1 / cᵢ, where Ĝ = G / ‖G‖_F, and the result is (1/n) Σᵢ cᵢ gᵢ. The paper's
-    equation G c = 1/c has the same direction whatever the length of each single gradient; its
-    solution is of degree 0, and dividing by ‖G‖_F, as implementations do, makes it of degree 1.
+    c > 0 with (Ĝ c)ᵢ = 1 / cᵢ, where Ĝ = G / ‖G‖_F, and the result is (1/n) Σᵢ cᵢ gᵢ. Its
+    direction does not depend on the lengths of the gradients. The paper solves G c = 1/c, of
+    which Σᵢ cᵢ gᵢ always has the length √n; dividing G by its norm makes the rule of degree 1,
+    and identical gradients g give g.
 
     Linearly dependent gradients with 0 among their positive combinations have no solution: a
     ridge of 16 eps bounds c, and the tasks concerned get 0 up to √eps. A task with a gradient
@@ -107,10 +108,9 @@ def nash_mtl() -> Aggregation:
 
     References:
       Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik, Fetaya, "Multi-Task Learning as a
-      Bargaining Game", ICML 2022, claim 3.1; https://arxiv.org/abs/2202.01017. We solve the
-      equation by Newton's method on the convex ½ cᵀ G c - Σ log cᵢ, whose gradient it is, in
-      place of a sequence of convex programs, and clip nothing: the authors' code limits the
-      update's norm to 1 and is n times this.
+      Bargaining Game", ICML 2022; https://arxiv.org/abs/2202.01017. Ours is √‖G‖_F / n times the
+      paper's. We solve the equation by Newton's method on the convex ½ cᵀ G c - Σ log cᵢ, whose
+      gradient it is, in place of a sequence of convex programs, and clip nothing.
 
     Example:
       >>> import jax.numpy as jnp

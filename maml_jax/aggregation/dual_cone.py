@@ -16,8 +16,9 @@ def upgrad() -> Aggregation:
 
     Returns:
       An aggregation of level GRAM, on the scale of the mean; the mean itself if no two tasks
-      conflict. O(T³) for each of at most about T pivots. ⟨gⱼ, d⟩ is at least 0 up to rounding,
-      at worst √eps ‖gⱼ‖ rms ‖gᵢ‖ where gradients are linearly dependent.
+      conflict. O(T³) for each of at most about T pivots. ⟨gⱼ, d⟩ is at least 0 up to rounding;
+      where gradients are linearly dependent, G itself knows d only to about √eps of their
+      lengths, and to less where they nearly point into a half space.
 
     References:
       Quinton, Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, proposition 1;
