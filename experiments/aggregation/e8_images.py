@@ -12,6 +12,7 @@ import functools
 import pathlib
 
 import e8_training as training
+import jax
 from e8_cells import carry, clip, tune_base
 from e8_gradients import diagnose
 from e8_training import Bench
@@ -66,7 +67,7 @@ def benches(names, data_dir=None):
             bench = dataclasses.replace(bench, splits=in_sets(splits))
             plan = Plan(thresholds=())
         if name == "omniglot conv4":
-            plan = Plan(optimizers=("adam",), thresholds=(), carries=False)
+            plan = Plan(thresholds=())
         made.append((bench, plan))
     return made
 
@@ -87,9 +88,9 @@ def in_sets(splits):
 def quick(splits):
     """The same code at sizes that say nothing about the questions."""
     model = mj.models.Mlp(features=(16, training.WAY))
-    sizes = {"steps": 32, "sizes": (4,), "lanes": 3, "tuning_seeds": 2, "held_out": 40}
+    sizes = {"steps": 16, "sizes": (4,), "lanes": 3, "tuning_seeds": 2, "held_out": 40}
     bench = Bench(name="glyphs", splits=splits, model=model, flat=True, **sizes)
-    states = {"states": (0, 16), "num_batches": 4, "diagnosed": 2}
+    states = {"states": (0, 8), "num_batches": 4, "diagnosed": 2}
     return bench, Plan(optimizers=("adam",), thresholds=(1 / 8, 32.0), **states)
 
 
@@ -153,6 +154,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     here = pathlib.Path(__file__).resolve().parent
     folder = options.folder or here / ("quick" if options.quick else "results")
+    if options.quick:  # nearly all of the time is spent compiling
+        jax.config.update("jax_disable_most_optimizations", True)
     sizes = (budget.quick if options.quick else budget.full)(folder)
     run(sizes, names=options.names, data_dir=options.data_dir)
 

@@ -99,9 +99,16 @@ ARMS = ("mean", "sum", "adascale")
 
 
 class Arm(NamedTuple):
-    """An outer step for all lanes: `advance(state, stopped, tasks, horizon)`, compiled."""
+    """An outer step for all lanes, compiled.
+
+    Attributes:
+      outer: that of one lane.
+      init: `keys [L] -> state`.
+      advance: `(state, stopped, tasks, horizon) -> (state, stopped, metrics)`.
+    """
 
     outer: mj.OuterStep
+    init: Callable
     advance: Callable
 
 
@@ -118,6 +125,9 @@ def arm_of(bench, optimizer, name):
         on_nonfinite="propagate",
     )
 
+    def init(key):
+        return outer.init(bench.init(jax.random.fold_in(key, 2**31)))
+
     def advance(state, stopped, tasks, horizon):
         progress = state.gain_state.progress if name == "adascale" else state.step
         running = progress < horizon
@@ -130,7 +140,7 @@ def arm_of(bench, optimizer, name):
         seen = {"grad_norm": metrics["grad_norm"], "running": running}
         return new, stopped, {**seen, "factor": metrics.get("step_factor", jnp.ones(len(running)))}
 
-    return Arm(outer, jax.jit(advance))
+    return Arm(outer, jax.jit(jax.vmap(init)), jax.jit(advance))
 
 
 class Run(NamedTuple):
@@ -166,7 +176,7 @@ def train(bench, arm, *, num_tasks, sampling, seeds, rates, **options):
     steps = options.get("steps", bench.steps)
     marks = options.get("marks", (steps // num_tasks, steps))
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    state = _begin(bench, arm, keys, rates, options.get("max_norm", math.inf))
+    state = _begin(arm, keys, rates, options.get("max_norm", math.inf))
     sampler, stopped, seen = sampler_of(bench, sampling, num_tasks), state.params, []
     states = {0: state} if 0 in marks else {}
     for step in range(1, steps + 1):
@@ -179,8 +189,8 @@ def train(bench, arm, *, num_tasks, sampling, seeds, rates, **options):
     return Run(states, stopped, trace)
 
 
-def _begin(bench, arm, keys, rates, max_norm):
-    state = jax.vmap(lambda key: arm.outer.init(bench.init(jax.random.fold_in(key, 2**31))))(keys)
+def _begin(arm, keys, rates, max_norm):
+    state = arm.init(keys)
     known = state.opt_state.hyperparams
     given = {"learning_rate": rates, "max_norm": max_norm}
     given = {
@@ -204,7 +214,8 @@ def scores(bench, params, part):
     Returns:
       Query losses `[L]`, at most that of guessing, and accuracies `[L]`.
     """
-    losses, accuracies = map(np.asarray, _judge(bench)(params, judges_of(bench, part)))
+    found = _judge(bench)(params, judges_of(bench, part))
+    losses, accuracies = (np.asarray(values, float) for values in found)
     return np.where(losses < GUESSING, losses, GUESSING), accuracies
 
 

@@ -39,12 +39,12 @@ def clipping(bench, cells):
         for e in entries(cells, s)
     }
     return [
+        binding(cells),
         criterion(
             "sum/mean at equal threshold within 5%, at lr₁ and at the best rates",
             {"at lr₁": found, "at the best rates": tuned, "largest |log|": largest},
             max(largest.values()) <= math.log(1.05),
         ),
-        binding(cells),
         criterion(
             "best rates of sum and mean within one grid step",
             shift,
