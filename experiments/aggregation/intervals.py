@@ -68,7 +68,8 @@ def _bootstrap_t(rows, estimate_and_error, seed):
         return Interval(float(estimate), float(estimate), float(estimate))
     chosen = np.random.default_rng(seed).integers(len(rows), size=(NUM_RESAMPLES, len(rows)))
     estimates, errors = estimate_and_error(rows[chosen])
-    kept = errors > 1e-9 * error  # a resample of one seed only has no error
+    # Resamples that miss the few seeds that differ have next to no error, and blow t* up.
+    kept = errors > 0.1 * error
     ratios = (estimates[kept] - estimate) / errors[kept]
     low, high = np.quantile(ratios, [(1 + LEVEL) / 2, (1 - LEVEL) / 2])
     return Interval(float(estimate), float(estimate - low * error), float(estimate - high * error))
