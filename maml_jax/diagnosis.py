@@ -1,11 +1,14 @@
 """How the gradients of a user's own tasks relate, and what follows for the reduction."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from maml_jax import checks
 from maml_jax.advice import Facts, advise
@@ -150,7 +153,7 @@ def diagnose(
     if num_batches % 2:
         raise ValueError(f"num_batches must be even, they go in pairs, got {num_batches}.")
     key, sampler = as_key(key), checks.as_sampler(sampler)
-    draw = jax.jit(lambda sampler, key: _pair(sampler, key, meta_batch_size))
+    draw = functools.partial(_pair, meta_batch_size=meta_batch_size)
     halves = _has_halves(jax.eval_shape(draw, sampler, key))
     pairs = []
     for index in range(num_batches // 2):
@@ -160,10 +163,17 @@ def diagnose(
     return _conclude(outer, state, pairs, meta_batch_size, num_batches)
 
 
-def _pair(sampler, key: jax.Array, meta_batch_size: int) -> Task:
+@functools.lru_cache(maxsize=16)
+def _degree(optimizer: optax.GradientTransformation) -> float | None:
+    """Asks once for the degree of an optimizer: trying it out takes a second."""
+    return degree_of(optimizer)
+
+
+@functools.partial(jax.jit, static_argnames="meta_batch_size")
+def _pair(sampler, key: jax.Array, *, meta_batch_size: int) -> Task:
     """Draws two meta-batches that have nothing in common, one after the other."""
     drawn = [meta_batch(sampler, k, meta_batch_size) for k in jax.random.split(key)]
-    return jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *drawn)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *drawn)
 
 
 def _has_halves(tasks: Task) -> bool:
@@ -200,7 +210,7 @@ def _conclude(outer, state, looks: list[Look], size: int, num_batches: int) -> D
         num_batches=num_batches,
         num_tasks=size * num_batches,
         num_broken=sum(look.num_broken for look in looks),
-        degree=degree_of(outer.optimizer),
+        degree=_degree(outer.optimizer),
         norm_spread=norm_spread(looks),
     )
     found = averaged(looks)

@@ -93,6 +93,19 @@ def report(bench, optimizer, rate, best, *, num_tasks, sampling):
                 num_tasks=num_tasks,
                 sampling=sampling,
             )
+    picked = _picked(known, best, num_tasks)
+    _, _, trace = known["adascale", 1.0]
+    gains = trace["factor"] ** (1 / training.OPTIMIZERS[optimizer][1])
+    return {
+        "losses": picked[0],
+        "accuracies": picked[1],
+        "steps_to_progress": trace["running"].sum(0),
+        "gain": {"first": gains[: max(4, len(gains) // 16)].mean(0), "last": gains[-32:].mean(0)},
+    }
+
+
+def _picked(known, best, num_tasks):
+    """Losses, then accuracies, of each arm and protocol from {(rule, factor): ...}."""
     arms = {
         "mean": ("mean", lambda p: 1.0),
         "root": ("mean", lambda p: float(np.sqrt(num_tasks))),
@@ -102,21 +115,13 @@ def report(bench, optimizer, rate, best, *, num_tasks, sampling):
         "best": ("mean", lambda p: best["mean"][p]),
         "best adascale": ("adascale", lambda p: best["adascale"][p]),
     }
-    picked = [
+    return [
         {
             arm: {p: known[name, factor(p)][kind][p] for p in PROTOCOLS}
             for arm, (name, factor) in arms.items()
         }
         for kind in (0, 1)
     ]
-    _, _, trace = known["adascale", 1.0]
-    gains = trace["factor"] ** (1 / training.OPTIMIZERS[optimizer][1])
-    return {
-        "losses": picked[0],
-        "accuracies": picked[1],
-        "steps_to_progress": trace["running"].sum(0),
-        "gain": {"first": gains[: max(4, len(gains) // 16)].mean(0), "last": gains[-32:].mean(0)},
-    }
 
 
 def _protocols(bench, arm, seeds, rates, part, *, num_tasks, sampling):

@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "E5": "e5_prior_shift",
     "E6": "e6_ragged",
     "E7": "e7_diagnostics",
+    "E8": "e8_images",
 }
 
 
