@@ -142,7 +142,8 @@ def _on_conflicts(estimates) -> str:
     if coherence > 0:
         return (
             f"{conflicts:.0%} of pairs of tasks pull in opposite directions, but on the whole they "
-            "agree: that is noise, which the mean handles. Rules against conflicts seldom pay."
+            "agree: that is noise, which averages out. aggregation.pcgrad() or upgrad() damp it; "
+            "compare them, each at its own learning rate, with a tuned mean."
         )
     return (
         f"{conflicts:.0%} of pairs of tasks pull in opposite directions and nothing is left in "

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import pathlib
+import re
 import sys
 
 import jax
@@ -201,6 +202,42 @@ def test_self_normalised_offset_by_simulation():
     assert load("e5_prior_shift").self_normalised_offset(4) == pytest.approx(expected, abs=0.005)
 
 
+def test_controls_part_direction_and_length():
+    """Oracle: the norms and directions of the rule's and the mean's own results."""
+    controls = load("controls")
+    grads = jax.random.normal(jax.random.key(3), (6, 4))
+    rule = aggregation.cagrad()
+    surgery, mean = aggregation.aggregate(rule, grads), grads.mean(0)
+    longer = aggregation.aggregate(controls.with_length_of(rule), grads)
+    turned = aggregation.aggregate(controls.with_direction_of(rule), grads)
+    norm = jnp.linalg.norm
+    assert np.asarray(longer) == pytest.approx(
+        np.asarray(mean * norm(surgery) / norm(mean)), rel=1e-4
+    )
+    assert np.asarray(turned) == pytest.approx(
+        np.asarray(surgery * norm(mean) / norm(surgery)), rel=1e-4
+    )
+    assert abs(float(norm(surgery) / norm(mean)) - 1) > 1e-3
+
+
+def test_worst_case_that_is_told_of_frequencies_weighs_groups_alike():
+    """Oracle: with p uniform, coefficients are wᵢ/n, of equal total for both groups."""
+    shift = load("e5_prior_shift")
+    rule = shift.told(aggregation.worst_case(0.01, 2))
+    ids = jnp.array([0] * 9 + [1])
+    got, state = aggregation.aggregate(
+        rule,
+        jnp.eye(10),
+        losses=jnp.ones(10),
+        weights=jnp.where(ids == 1, 5.0, 5 / 9),
+        task_ids=ids,
+        state=rule.init(),
+    )
+    assert np.asarray(got)[:9].sum() == pytest.approx(0.5)
+    assert np.asarray(got)[9] == pytest.approx(0.5)
+    assert np.asarray(state) == pytest.approx([0.5, 0.5])  # equal losses move no weight
+
+
 # F2.
 
 
@@ -233,7 +270,34 @@ def test_sinusoid_gradients_are_those_of_the_outer_step():
         assert np.asarray(got).mean(0) == pytest.approx(np.asarray(before - now), abs=1e-5)
 
 
-# Programs.
+# Verdicts and programs.
+
+
+def test_a_verdict_is_refuted_by_its_main_criterion_only():
+    verdicts, criterion = load("verdicts"), load("criteria").criterion
+    held, failed, unknown = (criterion("", 0, holds) for holds in (True, False, None))
+    assert verdicts.verdict([held, unknown]) == "supported"
+    assert verdicts.verdict([held, failed]) == "mixed"
+    assert verdicts.verdict([unknown, failed, held]) == "refuted"
+    assert verdicts.verdict([unknown]) == "not run"
+
+
+def test_readme_states_the_verdicts_of_the_results():
+    """Oracle: verdicts.json, which is computed from the results of the runs."""
+    found = json.loads((STUDY / "results" / "verdicts.json").read_text())
+    table = dict(
+        re.findall(r"^\| (H\d+) [^|]*\| \**(\w+)", (STUDY / "README.md").read_text(), re.M)
+    )
+    assert table == {name: entry["verdict"] for name, entry in found.items() if name[0] == "H"}
+
+
+def test_verdicts_are_those_of_the_results():
+    verdicts, plain = load("verdicts"), load("records").plain
+    stored = json.loads((STUDY / "results" / "verdicts.json").read_text())
+    computed = plain(verdicts.all_verdicts(STUDY / "results"))
+    assert {name: entry["verdict"] for name, entry in computed.items()} == {
+        name: entry["verdict"] for name, entry in stored.items()
+    }
 
 
 def test_quick_runs_resume(tmp_path, capsys):

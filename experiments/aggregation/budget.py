@@ -31,8 +31,8 @@ class Budget:
     seeds: int = 64
     f2_steps: int = 2048
     f2_sizes: tuple = (1, 4, 16)
-    f2_tuning_seeds: int = 4
-    f2_seeds: int = 16
+    f2_tuning_seeds: int = 8
+    f2_seeds: int = 24
     f2_rhos: tuple = (0.0, 0.3, 0.9)
     f2_rates: int = 9
     f2_tasks: int = 2000

@@ -19,7 +19,9 @@ from simulate import simulate
 
 from maml_jax import aggregation
 
-SIZES = (12, 48)  # scaling by a power of 2 is exact in floating point: these are none
+SIZES = (4, 12, 48)  # scaling by a power of 2 is exact in floating point; 12 and 48 are none
+SHOWN_SIZE, EXACT_SIZE = 12, 16
+SAME_GRID = {"momentum": "sum, lr/B", "adam": "sum"}  # where the sum should be the mean
 RHOS = (0.0, 0.2, 0.9)
 STEPS = 512
 CLIP, L2, LARGE_EPS = 1.0, 0.1, 1e-3
@@ -76,7 +78,7 @@ def run(budget):
     rates = np.arange(-10, 11, 5 if budget.is_quick else 1) * 0.2
     settings = {
         "steps": min(STEPS, budget.steps),
-        "seeds": [budget.tuning_seeds // 2, budget.seeds // 2],
+        "seeds": [3 * budget.tuning_seeds // 2, budget.seeds // 2],
     }
     for num_tasks in budget.few(SIZES, 1):
         for name in budget.few(OPTIMIZERS, 1):
@@ -87,9 +89,9 @@ def run(budget):
                 cell(path, f"{name} B={num_tasks} rho={rho}", {**settings, "rates": grid}, compute)
     grid = 10 ** np.arange(-3.2, 3.3, 2.4 if budget.is_quick else 0.2)
     for threshold in budget.few(THRESHOLDS, 1):
-        compute = functools.partial(_clip, threshold, grid, SIZES[0], RHOS[0], settings)
+        compute = functools.partial(_clip, threshold, grid, SHOWN_SIZE, RHOS[0], settings)
         cell(path, f"threshold {threshold:.3g}", {**settings, "rates": grid}, compute)
-    for num_tasks in budget.few((4, *SIZES), 1):
+    for num_tasks in budget.few(SIZES, 1):
         compute = functools.partial(_shift, num_tasks, budget)
         cell(path, f"L2 shift B={num_tasks}", {"steps": budget.steps, "l2": L2}, compute)
     _run_f2(budget)
@@ -114,44 +116,67 @@ def _shift(num_tasks, budget):
 
 
 def _run_f2(budget):
-    """Mean and sum on F2, each at its own learning rate."""
-    bench = benches.f2(budget)
+    """Mean and sum on F2, each at its own learning rate, and bit for bit where that is exact."""
+    bench, path = benches.f2(budget), budget.folder / "e1_f2.json"
     num_steps = min(F2_STEPS, budget.f2_steps)
     for name, grid in budget.few(F2_GRIDS.items(), 1):
         rates = bench.grids[grid]
         settings = {"steps": num_steps, "seeds": [bench.tuning_seeds, bench.seeds], "rates": rates}
         arms = arms_of(name, F2_SIZE)
         for rho in budget.few((bench.rhos[0], bench.rhos[-1]), 1):
-            # Where the degree is known, so is the grid on which the sum should be the mean.
-            known = {"momentum": "sum, lr/B", "adam": "sum"}.get(name)
-            compute = functools.partial(_compare_f2, bench, arms, rates, num_steps, rho, known)
-            cell(budget.folder / "e1_f2.json", f"{name} rho={rho}", settings, compute)
+            compute = functools.partial(_compare_f2, bench, arms, rates, num_steps, rho, name)
+            cell(path, f"{name} rho={rho}", settings, compute)
+        if name in SAME_GRID:
+            compute = functools.partial(_exact_f2, bench, name, rates, num_steps)
+            cell(path, f"{name} B={EXACT_SIZE}, a power of 2", settings, compute)
 
 
-def _compare_f2(bench, arms, rates, num_steps, rho, same_grid):
-    """One cell of F2: best learning rates, and risks at them, of mean and sum."""
+def _compare_f2(bench, arms, rates, num_steps, rho, name):
+    """One cell of F2: best learning rates, and risks at them, of mean and sum.
+
+    Where the degree is known, so is the learning rate at which the sum should be the mean; else
+    the sum is tuned apart, on the mean's grid and on that over B.
+    """
     sizes = {"num_tasks": F2_SIZE, "num_steps": num_steps, "rho": rho}
-    values = {"best": {}, "at_edge": {}, "risk": {}, "curves": {}}
-    reported = {}
-    # The sum of a pipeline of degree 1 has its best rate outside of the mean's grid.
-    for label in ("mean", "sum", "sum, lr/B"):
+    values, reported = {"best": {}, "at_edge": {}, "risk": {}, "curves": {}}, {}
+    for label in ("mean", SAME_GRID[name]) if name in SAME_GRID else ("mean", "sum", "sum, lr/B"):
         arm, _ = arms[label]
         factor = 1 / F2_SIZE if label == "sum, lr/B" else 1.0
         risks = bench.tune(arm, rates * factor, **sizes)
-        choice = intervals.best_learning_rate(risks)
+        if label == "mean" or name not in SAME_GRID:
+            choice = intervals.best_learning_rate(risks)
         best = rates[choice.index] * factor
         reported[label] = bench.report(arm, [best], **sizes)[0][0, :, 0]
         values["curves"][label] = risks.mean(1)
         values["best"][label], values["at_edge"][label] = best, choice.at_edge
         values["risk"][label] = intervals.mean_interval(reported[label])
-    curves = values["curves"]
-    best_sum = same_grid or min(("sum", "sum, lr/B"), key=lambda label: curves[label].min())
+    sums = [label for label in reported if label != "mean"]
+    best_sum = min(sums, key=lambda label: values["curves"][label].min())
     pair = reported[best_sum], reported["mean"]
     return {
         **values,
         "ratio": intervals.ratio_interval(*pair),
         "tost": intervals.equivalence(*pair),
     }
+
+
+def _exact_f2(bench, name, rates, num_steps):
+    """Largest difference of parameters at a B by which floating point divides exactly."""
+    outcomes = []
+    for label in ("mean", SAME_GRID[name]):
+        arm, _ = arms_of(name, EXACT_SIZE)[label]
+        factor = 1 / EXACT_SIZE if label == "sum, lr/B" else 1.0
+        outcome = simulate(
+            bench.family,
+            arm,
+            setting=bench.setting(),
+            num_tasks=EXACT_SIZE,
+            num_steps=num_steps,
+            learning_rates=rates[[len(rates) // 2]] * factor,
+            seeds=range(bench.tuning_seeds),
+        )
+        outcomes.append(outcome.params)
+    return {"difference": largest_difference(*outcomes, [True])}
 
 
 def _run_arms(arms, grid, num_tasks, rho, settings, **options):
@@ -184,7 +209,8 @@ def _compare(arms, grid, num_tasks, rho, settings):
         risks = outcome.tail[..., 0].T  # [L, S]
         choice = intervals.best_learning_rate(risks[:, :tuning])
         tuned[label] = risks[choice.index, tuning:]
-        values["curves"][label] = risks[:, tuning:].mean(1)
+        if label != "sum, converted":
+            values["curves"][label] = risks[:, tuning:].mean(1)
         factor = arms[label][1]
         values["best"][label] = intervals.vertex(grid, risks[:, :tuning].mean(1)) * factor
         values["at_edge"][label] = choice.at_edge

@@ -4,6 +4,7 @@ import functools
 
 import arms
 import benches
+import controls
 import intervals
 import numpy as np
 from records import cell
@@ -14,8 +15,10 @@ NUM_TASKS, QUICK_TASKS = 16, 8
 TRIM = 4  # of 16 at either end; as many broken tasks as Krum is told of
 SHARES = {"f1": (0.0, 0.05, 0.15, 0.3), "f2": (0.0, 0.15)}
 F1_ONLY = ("normalised", "median", "Krum", "Aligned-MTL", "Nash-MTL")
+CONTROLLED = ("PCGrad", "CAGrad", "UPGrad", "Aligned-MTL")
 STEPS = {"f1": 256, "f2": 512}  # the quadratic programs of gradient surgery are what costs
-F1_RATES = 10 ** np.arange(-1.4, 1.1, 0.2)
+LONGER = 4
+F1_RATES = 10 ** np.arange(-1.8, 1.1, 0.2)
 
 
 def rules(num_tasks):
@@ -56,14 +59,40 @@ def run(budget):
             "seeds": [bench.tuning_seeds, bench.seeds],
             "rates": bench.grids[optimizer],
         }
+        path = budget.folder / f"e4_{bench.name}.json"
         for name, rule in budget.few(rules(num_tasks).items(), 2):
             if bench.name == "f2" and name in F1_ONLY:
                 continue
             arm = arms.linear_arm(name, rule, getattr(arms, optimizer)())
             for share in budget.few(SHARES[bench.name], 1):
                 compute = functools.partial(_scores, bench, arm, optimizer, share, settings)
-                path = budget.folder / f"e4_{bench.name}.json"
                 cell(path, f"{name} broken={share}", settings, compute)
+        for name, rule in budget.few(controlled(num_tasks, bench.name).items(), 1):
+            arm = arms.linear_arm(name, rule, getattr(arms, optimizer)())
+            compute = functools.partial(_scores, bench, arm, optimizer, 0.0, settings)
+            cell(path, f"{name} broken=0.0", settings, compute)
+        if bench.name == "f1":
+            _run_long(bench, path, settings, budget)
+
+
+def controlled(num_tasks, bench_name):
+    """Gives {name: rule} of both controls for the rules of gradient surgery."""
+    known, made = rules(num_tasks), {}
+    for name in CONTROLLED:
+        if name in known and not (bench_name == "f2" and name in F1_ONLY):
+            made[f"mean, length of {name}"] = controls.with_length_of(known[name])
+            made[f"{name}, length of mean"] = controls.with_direction_of(known[name])
+    return made
+
+
+def _run_long(bench, path, settings, budget):
+    """The mean and gradient surgery once more with four times the steps, where noise dominates."""
+    known = rules(settings["num_tasks"])
+    longer = {**settings, "steps": LONGER * settings["steps"]}
+    for name in budget.few(("mean", *SURGERY), 1):
+        arm = arms.linear_arm(name, known[name], arms.sgd())
+        compute = functools.partial(_scores, bench, arm, "sgd", 0.0, longer)
+        cell(path, f"{name} long", longer, compute)
 
 
 def _smaller(budget):

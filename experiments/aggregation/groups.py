@@ -61,10 +61,13 @@ RELIABILITY = Family(init, draw_reliability, gradients, monitor_centre)
 
 
 def draw_shifted(key, setting, num_tasks):
-    """F5: wᵢ ~ N(w₀ ± Δ, I), the minority of 10% at -Δ; "weights" for a target of 50:50."""
+    """F5: wᵢ ~ N(w₀ ± Δ, I), the minority of 10% at +Δ; "weights" for a target of 50:50.
+
+    θ starts on the majority's side, so that stopping early is no way to serve the minority.
+    """
     group_key, own_key = jax.random.split(key)
     minority = jax.random.uniform(group_key, (num_tasks,)) < MINORITY
-    sign = jnp.where(minority, -1.0, 1.0)
+    sign = jnp.where(minority, 1.0, -1.0)
     own = jax.random.normal(own_key, (num_tasks, DIM))
     return {
         "optima": CENTRE + setting["delta"] * sign[:, None] + own,
@@ -74,10 +77,10 @@ def draw_shifted(key, setting, num_tasks):
 
 
 def monitor_shifted(params, setting):
-    """Balanced excess risk, the worse group's excess risk, and the offset in Δ: `[3]`."""
+    """Balanced excess risk, the worse group's, the offset towards the majority in Δ: `[3]`."""
     delta = setting["delta"]
     groups = jnp.stack([excess_risk(params, CENTRE + s * delta) for s in (1.0, -1.0)])
-    offset = ((params - CENTRE) / delta).mean()
+    offset = ((CENTRE - params) / delta).mean()
     return jnp.stack([excess_risk(params), groups.max(), offset])
 
 

@@ -31,7 +31,7 @@ def mean_interval(values, *, seed=0):
 
     With t* = (mean* - mean) / se* over resamples, the interval is
     [mean - q(0.975) se, mean - q(0.025) se]: it is right to second order for skewed values,
-    where the plain t interval is not.
+    where the plain t interval is not. A seed that diverged makes it infinite.
 
     Args:
       values: numbers `[S]`, S at least 2.
@@ -44,6 +44,8 @@ def mean_interval(values, *, seed=0):
       Efron, Tibshirani, "An Introduction to the Bootstrap", 1993, section 12.5.
     """
     values = np.asarray(values, float)
+    if not np.isfinite(values).all():
+        return Interval(math.inf, math.nan, math.inf)
     return _bootstrap_t(values[:, None], lambda rows: _mean_and_error(rows[..., 0]), seed)
 
 

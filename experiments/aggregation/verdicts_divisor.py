@@ -66,7 +66,16 @@ def degree_one(e1, e1_f2):
     return [
         below("F1: parameters, largest relative difference < 1e-4", number, 1e-4),
         equal_on_f2(e1_f2, "momentum"),
+        exact_on_f2(e1_f2, "momentum", 0.0),
     ]
+
+
+def exact_on_f2(e1_f2, name, limit):
+    """Added after the first run: at B = 16, where floating point divides exactly, no rounding."""
+    values = e1_f2.get(f"{name} B={e1_equivalence.EXACT_SIZE}, a power of 2")
+    found = None if values is None else values["difference"]
+    claim = f"F2, {name}, B = 16, a power of 2 (added): parameters differ by at most {limit:g}"
+    return criterion(claim, found, None if found is None else found <= limit)
 
 
 def degree_zero(e1, e1_f2):
@@ -97,6 +106,7 @@ def degree_zero(e1, e1_f2):
             max(apart) < 0.05 and min(broken) > 2 if apart else None,
         ),
         equal_on_f2(e1_f2, "adam"),
+        exact_on_f2(e1_f2, "adam", 1e-2),
     ]
 
 
@@ -167,7 +177,10 @@ def effective(bench_cells, name, e7):
     """Gives {(B, rho): (B_eff, best risk)} at fixed steps, B_eff by measured ICC where known."""
     base = bench_cells.get(f"{name} base")
     found = {} if base is None else {(1, 0.0): (1.0, base["risk"][0])}
-    for (size, rho), values in matching(bench_cells, name + r" steps B=(\d+) rho=(.*)").items():
+    # On F1 the same cells once more with many seeds, where they were run.
+    many = matching(bench_cells, name + r" collapse B=(\d+) rho=(.*)")
+    cells = many or matching(bench_cells, name + r" steps B=(\d+) rho=(.*)")
+    for (size, rho), values in cells.items():
         measured = e7.get(f"f2 adam B={size} rho={rho}")
         icc = float(rho) if measured is None else max(measured["icc"]["end"], 0.0)
         tasks = gaussian.effective_tasks(icc, int(size))
