@@ -60,6 +60,7 @@ def read(path):
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_study_runs_and_takes_up_finished_cells(bench_and_plan, tmp_path, monkeypatch):
     """The quick form leaves valid JSON, and a second run computes nothing."""
     import e8_images

@@ -206,6 +206,7 @@ def test_a_preset_is_measured_at_growing_steps_until_time_is_up():
     assert [one.step for one in found] == [0, 10, 30]
 
 
+@pytest.mark.slow
 def test_the_command_diagnoses_a_preset_and_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [SINUSOID, "--features", "4", "--meta-batch-size", "4", "--outer-steps", "8"]
