@@ -19,13 +19,13 @@ from maml_jax.command_tools import (
     fail,
     parse,
     preset_first,
-    say,
     show_warning,
     use_compilation_cache,
 )
 from maml_jax.devices import use_cpu_cores
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import DEFAULT_PRESET, PRESETS, Config
+from maml_jax.reporting import say
 from maml_jax.run_folder import resume_command
 from maml_jax.training import DivergedError, TrainingStopped
 

@@ -1,4 +1,4 @@
-"""What all commands share: reading their words, saying things, ending with a message."""
+"""What all commands share: reading their words, warning, ending with a message."""
 
 import sys
 import warnings
@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 
 import jax
 import tyro
-from rich.console import Console
 
 from maml_jax.checks import nearest
 from maml_jax.data._folders import cache_folder
@@ -62,16 +61,6 @@ def use_compilation_cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def say(console: Console, line: str) -> None:
-    """Prints a line as it is: a path in it may be long, and hold brackets.
-
-    Args:
-      console: where to.
-      line: the line.
-    """
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -152,15 +152,47 @@ def diagnose(
     check_count("num_batches", num_batches, at_least=4)
     if num_batches % 2:
         raise ValueError(f"num_batches must be even, they go in pairs, got {num_batches}.")
+    sizes = {"meta_batch_size": meta_batch_size, "num_batches": num_batches}
+    looks = take_looks(outer, state, sampler, key, **sizes, num_noisy=max(2, num_batches // 8))
+    return _conclude(outer, state, looks, meta_batch_size, num_batches)
+
+
+def take_looks(
+    outer: OuterStep,
+    state: OuterState,
+    sampler: Sampler,
+    key: jax.Array,
+    *,
+    meta_batch_size: int,
+    num_batches: int,
+    num_noisy: int = 0,
+) -> list[Look]:
+    """Draws pairs of meta-batches and takes the inner products of their tasks' gradients.
+
+    Args:
+      outer: the outer step, of any aggregation.
+      state: where to measure: its parameters.
+      sampler: a pure function from a key to one `Task`, or a `Grouped` one.
+      key: random key, or an integer seed.
+      meta_batch_size: tasks of a meta-batch.
+      num_batches: meta-batches to draw; even.
+      num_noisy: in how many looks to measure the gradients' own noise too, where the query sets
+        have halves.
+
+    Returns:
+      A look for each pair.
+
+    Raises:
+      ValueError: if fewer than two tasks of a meta-batch have finite gradients.
+    """
     key, sampler = as_key(key), checks.as_sampler(sampler)
     draw = functools.partial(_pair, meta_batch_size=meta_batch_size)
     halves = _has_halves(jax.eval_shape(draw, sampler, key))
-    pairs = []
+    looks = []
     for index in range(num_batches // 2):
         tasks = draw(sampler, jax.random.fold_in(key, index))
-        noise = halves and index < max(2, num_batches // 8)
-        pairs.append(_look(outer, state, tasks, noise=noise))
-    return _conclude(outer, state, pairs, meta_batch_size, num_batches)
+        looks.append(_look(outer, state, tasks, noise=halves and index < num_noisy))
+    return looks
 
 
 @functools.lru_cache(maxsize=16)

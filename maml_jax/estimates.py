@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from maml_jax.gram_moments import Moments, moments
+from maml_jax.gram_moments import Moments, effective_tasks, moments
 
 # Quantiles of Student's t for 95%, by degrees of freedom.
 _T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
@@ -72,8 +72,11 @@ def estimate(looks: list[Look], size: int) -> dict[str, tuple[float, float]]:
         for name in value
         if not math.isnan(value[name])
     }
-    if "correlation" in found:
-        found["effective_tasks"] = _effective(*found["correlation"], size)
+    if "effective_tasks" in found:
+        value, half_width = found["correlation"]
+        # By ρ's interval: where ρ is cut off at 0, the jackknife would see no spread.
+        low, high = (effective_tasks(size, value + sign * half_width) for sign in (1, -1))
+        found["effective_tasks"] = (found["effective_tasks"][0], float(high - low) / 2)
     return found
 
 
@@ -123,15 +126,6 @@ def norm_spread(looks: list[Look]) -> float:
     """
     norms = np.sqrt(np.concatenate([np.diagonal(look.gram) for look in looks]))
     return _share(float(norms.max()), float(np.median(norms)))
-
-
-def _effective(correlation: float, half_width: float, size: int) -> tuple[float, float]:
-    """Gives n / (1 + (n - 1) ρ) for ρ in [0, 1], with the interval that ρ's means."""
-
-    def at(rho):
-        return size / (1 + (size - 1) * min(max(rho, 0.0), 1.0))
-
-    return at(correlation), (at(correlation - half_width) - at(correlation + half_width)) / 2
 
 
 def _share(part: float, whole: float) -> float:

@@ -74,7 +74,7 @@ class Moments:
 
     def effective_tasks(self, num_tasks: float) -> float:
         """The independent tasks that as many tasks are worth, n / (1 + (n - 1) ρ)."""
-        return num_tasks / (1 + (num_tasks - 1) * np.clip(self.correlation, 0, 1))
+        return effective_tasks(num_tasks, self.correlation)
 
     def gain(self, num_tasks: float) -> float:
         """The steps of one task that one step of so many is worth: r = a / E ‖mean g‖²."""
@@ -168,6 +168,22 @@ def intraclass_correlation(
             "signal. Report the coherence instead."
         )
     return found.correlation if groups is None else found.group_correlation
+
+
+def effective_tasks(num_tasks: float, correlation: float) -> float:
+    """Divides a number of tasks by the design effect, n / (1 + (n - 1) ρ).
+
+    Args:
+      num_tasks: n.
+      correlation: ρ; an estimate below 0 counts as 0, one above 1 as 1.
+
+    Returns:
+      The number of independent tasks that they are worth, in [1, n].
+
+    References:
+      Kish, "Survey Sampling", 1965.
+    """
+    return num_tasks / (1 + (num_tasks - 1) * np.clip(correlation, 0, 1))
 
 
 def cosines(gram: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ def make_outer_step(
         )
         return devices.replicate(state, mesh)
 
-    def reduce(state, tasks, weights, mask, *, rule=rule):
+    def reduce(state, tasks, weights, mask, *, rule=rule, skips=on_nonfinite == "skip"):
         checks.check_meta_batch(tasks)
         check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
         plain = weights is None and mask is None
@@ -135,7 +135,7 @@ def make_outer_step(
             valid=None if plain else valid_tasks(num_tasks_of(tasks), weights=weights, mask=mask),
             weights=weights,
             layout=layout_of(task_axis, adapted_loss, state.params, tasks, mesh=mesh),
-            skip_nonfinite=on_nonfinite == "skip" or rule in (_OBSERVER, _NOISE_OBSERVER),
+            skip_nonfinite=skips,
             step=state.step,
         )
 
@@ -151,7 +151,7 @@ def make_outer_step(
     @functools.partial(jax.jit, static_argnames="noise")
     def compiled_evidence(state, tasks, mask, *, noise):
         rule = _NOISE_OBSERVER if noise else _OBSERVER
-        return reduce(state, tasks, None, mask, rule=rule).evidence
+        return reduce(state, tasks, None, mask, rule=rule, skips=True).evidence
 
     def at_the_door(state, tasks, weights, mask, *, rule=rule):
         if not isinstance(state, OuterState):

@@ -82,6 +82,16 @@ def result_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def say(console: Console, line: str) -> None:
+    """Prints a line as it is: a path in it may be long, and hold brackets.
+
+    Args:
+      console: where to.
+      line: the line.
+    """
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def report_presets() -> None:
     """Prints what can be trained by name, and what its source reports."""
     columns = "{:<30} {:>10}  {:>11}  {:>5}  {:>11}"
@@ -103,23 +113,23 @@ def report_bench(console: Console, name: str, measured: Iterable[Measured]) -> N
       name: of what was measured.
       measured: at least one measurement.
     """
-    say = functools.partial(console.print, highlight=False, soft_wrap=True)
+    show = functools.partial(console.print, highlight=False, soft_wrap=True)
     all_of_them = []
     for one in measured:
         all_of_them.append(one)
-        say(_bench_line(one))
+        show(_bench_line(one))
     best = max(all_of_them, key=lambda one: one.rate)
     (auto,) = (one for one in all_of_them if one.is_default)
     seconds = 1000 * best.seconds
     time = f"{seconds / 60:.1f} minutes" if seconds > 100 else f"{seconds:.1f} seconds"
-    say(f"Fastest: {_setting(best)}; 1,000 outer steps take {time}.")
+    show(f"Fastest: {_setting(best)}; 1,000 outer steps take {time}.")
     if best is auto:
-        say(f"`maml-jax train {name}` runs it this way.")
+        show(f"`maml-jax train {name}` runs it this way.")
     elif best.rate < 1.1 * auto.rate:
-        say(f"`maml-jax train {name}` takes {_setting(auto)}, as fast within 10%.")
+        show(f"`maml-jax train {name}` takes {_setting(auto)}, as fast within 10%.")
     else:
         times = best.rate / auto.rate
-        say(
+        show(
             f"`maml-jax train {name}` takes {_setting(auto)}, which is {times:.1f} times slower "
             f"here; in a script, give make_outer_step task_axis={best.task_axis!r}."
         )
@@ -133,15 +143,13 @@ def report_diagnoses(console: Console, found: Iterable[Diagnosis], folder: pathl
       found: at least one diagnosis.
       folder: where the files go.
     """
-    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
     made = []
     for one in found:
         made.append(one)
-        say(_diagnosis_line(one))
-    say("")
-    say(str(made[-1]))
+        say(console, _diagnosis_line(one))
+    say(console, f"\n{made[-1]}")
     files = keep(folder, made)
-    say("\n" + " and ".join(path.name for path in files) + f" are in {folder}")
+    say(console, "\n" + " and ".join(path.name for path in files) + f" are in {folder}")
 
 
 def _diagnosis_line(one: Diagnosis) -> str:

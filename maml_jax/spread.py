@@ -39,7 +39,7 @@ class Spread:
     @property
     def gain(self) -> jax.Array:
         """AdaScale's r = a / q: 1 for identical gradients, n for orthogonal ones."""
-        return jnp.where(self.mean_square > 0, self.mean_square / _or_zero(self.square_mean), 1.0)
+        return jnp.where(self.mean_square > 0, self.mean_square / self.square_mean, 1.0)
 
     @property
     def divisor(self) -> jax.Array:
@@ -89,8 +89,3 @@ def spread_of(task_grads: Any, valid: jax.Array) -> Spread:
         jnp.square(leaf.astype(mean_square.dtype)).sum() for leaf in jax.tree.leaves(average)
     )
     return Spread(num_tasks=count, mean_square=mean_square, square_mean=jnp.asarray(square_mean))
-
-
-def _or_zero(square: jax.Array) -> jax.Array:
-    """Makes of a square that rounding has left below 0 a 0, by which the gain is infinite."""
-    return jnp.where(square > 0, square, 0.0)

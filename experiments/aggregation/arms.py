@@ -81,9 +81,3 @@ def adascale(name, optimizer, *, power=1.0, schedule_by="progress", decay=None):
         power=power,
         schedule_by=schedule_by,
     )
-
-
-def rule(name, *args, **options):
-    """Makes the library's rule of a name, or None where this version has none of it."""
-    make = getattr(mj.aggregation, name, None)
-    return None if make is None else make(*args, **options)

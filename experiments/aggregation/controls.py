@@ -13,23 +13,26 @@ import jax.numpy as jnp
 def with_length_of(rule):
     """The mean's direction with the length that `rule` of level GRAM gives."""
 
-    def coefficients(evidence, state):
-        found, state = rule.coefficients(evidence, state)
-        mean = evidence.over_valid(jnp.ones_like(found), evidence.num_valid)
-        return mean * _length(found, evidence.gram) / _above_0(_length(mean, evidence.gram)), state
-
-    return dataclasses.replace(rule, name=f"mean, length of {rule.name}", coefficients=coefficients)
+    return _combined(rule, f"mean, length of {rule.name}", lambda found, mean: (mean, found))
 
 
 def with_direction_of(rule):
     """The direction that `rule` of level GRAM gives with the mean's length."""
 
+    return _combined(rule, f"{rule.name}, length of mean", lambda found, mean: (found, mean))
+
+
+def _combined(rule, name, pick):
+    """The rule that takes direction and length from what `pick` makes of rule and mean."""
+
     def coefficients(evidence, state):
         found, state = rule.coefficients(evidence, state)
         mean = evidence.over_valid(jnp.ones_like(found), evidence.num_valid)
-        return found * _length(mean, evidence.gram) / _above_0(_length(found, evidence.gram)), state
+        direction, length = pick(found, mean)
+        now = _above_0(_length(direction, evidence.gram))
+        return direction * _length(length, evidence.gram) / now, state
 
-    return dataclasses.replace(rule, name=f"{rule.name}, length of mean", coefficients=coefficients)
+    return dataclasses.replace(rule, name=name, coefficients=coefficients)
 
 
 def _length(coefficients, gram):

@@ -27,11 +27,11 @@ def weight_arms():
             {"weights": lambda batch: batch["precision"]},
         ),
         "inverse variance, estimated": (
-            arms.rule("inverse_variance"),
+            aggregation.inverse_variance(),
             {"noise": lambda batch: batch["noise"]},
         ),
         "inverse variance, τ² left out": (
-            arms.rule("inverse_variance", between=0.0),
+            aggregation.inverse_variance(between=0.0),
             {"noise": lambda batch: batch["noise"]},
         ),
     }

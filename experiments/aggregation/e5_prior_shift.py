@@ -23,14 +23,14 @@ def shift_arms():
     weights = {"weights": lambda batch: batch["weights"]}
     rules = {
         "mean": (aggregation.mean(), {}),
-        "importance / Σw": (arms.rule("importance", normalize="weights"), weights),
-        "importance / n": (arms.rule("importance", normalize="count"), weights),
-        "importance / running mean": (arms.rule("importance", normalize="ema"), weights),
+        "importance / Σw": (aggregation.importance(normalize="weights"), weights),
+        "importance / n": (aggregation.importance(normalize="count"), weights),
+        "importance / running mean": (aggregation.importance(normalize="ema"), weights),
         "tilted (t = 0.3)": (aggregation.tilted(0.3), {}),
         "tilted (t = 1)": (aggregation.tilted(1.0), {}),
-        "CVaR (worst 20%)": (arms.rule("cvar", 0.2), {}),
-        "TR-MAML": (arms.rule("worst_case", 0.01, 2), {}),
-        "TR-MAML, told of 90:10": (told(arms.rule("worst_case", 0.01, 2)), weights),
+        "CVaR (worst 20%)": (aggregation.cvar(0.2), {}),
+        "TR-MAML": (aggregation.worst_case(0.01, 2), {}),
+        "TR-MAML, told of 90:10": (told(aggregation.worst_case(0.01, 2)), weights),
     }
     return {
         name: Arm(name=name, rule=rule, optimizer=arms.sgd(), **known)

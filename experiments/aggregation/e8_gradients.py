@@ -2,12 +2,11 @@
 
 import e8_training as training
 import jax
-import numpy as np
 from e8_cells import clip_tasks
 from e8_training import arm_of, scores, train
 
-import maml_jax as mj
-from maml_jax.estimates import Look, averaged, estimate
+from maml_jax.diagnosis import take_looks
+from maml_jax.estimates import averaged, estimate
 
 DIAGNOSED = 32  # tasks of a meta-batch of the diagnosis
 KEY = 777
@@ -47,32 +46,10 @@ def lane_of(states, lane):
 
 
 def looks(bench, outer, state, sampling, key, num_batches):
-    """Gives the looks of `mj.diagnose`, whose program that draws is compiled once here.
-
-    The tasks are those of `mj.diagnose` of the same key.
-    """
+    """Takes the looks that `mj.diagnose` of the same key takes."""
     sampler = training.sampler_of(bench, sampling, DIAGNOSED)
-    found = []
-    for index in range(num_batches // 2):
-        tasks = _pair(sampler, jax.random.fold_in(jax.random.key(key), index))
-        seen = jax.device_get(outer.evidence(state, tasks))
-        kept = np.asarray(seen.valid)
-        found.append(
-            Look(
-                gram=np.asarray(seen.gram, np.float64)[np.ix_(kept, kept)],
-                batches=np.repeat([0, 1], DIAGNOSED)[kept],
-                groups=np.asarray(seen.task_ids)[kept],
-                own_noise=float("nan"),
-                num_broken=int((~kept).sum()),
-            )
-        )
-    return found
-
-
-@jax.jit
-def _pair(sampler, key):
-    halves = [mj.meta_batch(sampler, k, DIAGNOSED) for k in jax.random.split(key)]
-    return jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *halves)
+    sizes = {"meta_batch_size": DIAGNOSED, "num_batches": num_batches}
+    return take_looks(outer, state, sampler, key, **sizes)
 
 
 def summary(found):

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from gaussian import OUTLIER, setting
 from simulate import Family
 
 import maml_jax as mj
 from maml_jax.inner_loop import task_loss
 
 SHOT = 10
-OUTLIER = 20.0
 INNER_RATE = 0.01
 MODEL = mj.models.Mlp(features=(40, 40, 1))
 LOSS = mj.losses.regression(MODEL.apply)
@@ -84,11 +84,6 @@ def monitor(params, setting):
 
 
 FAMILY = Family(init, draw, gradients, monitor)
-
-
-def setting(rho=0.0, corrupt=0.0):
-    """What `draw` wants to know."""
-    return {"rho": rho, "corrupt": corrupt}
 
 
 @functools.partial(jax.jit, static_argnames="num_tasks")
