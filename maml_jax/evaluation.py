@@ -165,7 +165,8 @@ def evaluate(
     sampler = checks.as_sampler(sampler)
     if isinstance(sampler, Grouped):
         sampler = dataclasses.replace(sampler, tasks_per_group=1)
-    shared = num_tasks if mesh is None else -(-num_tasks // mesh.size) * mesh.size
+    shards = devices.task_shards(mesh)
+    shared = -(-num_tasks // shards) * shards
     shapes = jax.eval_shape(lambda: meta_batch(sampler, key, shared))
     checks.check_meta_batch(shapes)
     if not transductive:

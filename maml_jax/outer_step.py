@@ -69,8 +69,9 @@ def make_outer_step(
         so many at a time. "auto" takes as many as fit in half of an accelerator's memory;
         on a CPU one at a time if they are large (`maml_jax.layout`). It changes speed and
         memory, never the result.
-      mesh: devices that share the tasks, with one axis "tasks"; T is a multiple of their
-        number. None is the default device.
+      mesh: devices that share the tasks, with an axis "tasks" whose size divides T. With an
+        axis "model" too, parameters and optimizer state are split over it. None is the default
+        device.
       on_nonfinite: what to do with a task whose loss or gradient is not finite. "raise":
         no update, and `NonFiniteTaskError`; inside compiled code, where nothing can be
         raised, the state stays as it is and `n_nonfinite` tells. It waits for each step's
@@ -119,7 +120,7 @@ def make_outer_step(
             step=jnp.zeros((), jnp.int32),
             gain_state=() if gain is None else gains.start(gain),
         )
-        return devices.replicate(state, mesh)
+        return devices.place(state, mesh)
 
     def reduce(state, tasks, weights, mask, *, rule=rule, skips=on_nonfinite == "skip"):
         checks.check_meta_batch(tasks)
@@ -146,7 +147,8 @@ def make_outer_step(
         checks.check_opt_state(state.opt_state, jax.eval_shape(optimizer.init, state.params))
         reduced = reduce(state, tasks, weights, mask)
         scale = None if gain is None else functools.partial(gains.apply, gain, power)
-        return _updated(state, reduced, optimizer, scale, on_nonfinite)
+        new_state, metrics = _updated(state, reduced, optimizer, scale, on_nonfinite)
+        return devices.keep_in_place(new_state, mesh), metrics
 
     @functools.partial(jax.jit, static_argnames="noise")
     def compiled_evidence(state, tasks, mask, *, noise):

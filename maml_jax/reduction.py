@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maml_jax import devices
 from maml_jax.aggregation import ladder
 from maml_jax.aggregation.resolve import check_task_ids
 from maml_jax.aggregation.rule import Aggregation, Evidence, Level, State
@@ -106,6 +107,7 @@ def reduce_meta_batch(
       ValueError: if the rule needs to know which tasks these are, and they do not say.
     """
     evidence = _evidence(aggregation, tasks, valid, weights, step)
+    evidence = devices.known_everywhere(evidence, layout.mesh)
     if valid is not None:
         tasks = _replace_invalid(tasks, valid)
     valid = evidence.valid
@@ -118,7 +120,7 @@ def reduce_meta_batch(
     parts = path(task_loss, params, tasks, aggregation, state, evidence, layout)
     metrics = {**_metrics(parts, valid), "side_by_side": jnp.asarray(layout.side_by_side)}
     return Reduced(
-        grads=parts.grads,
+        grads=devices.keep_in_place(parts.grads, layout.mesh),
         aggregation_state=parts.state,
         metrics=metrics,
         evidence=parts.evidence,
@@ -131,8 +133,9 @@ def _contracted(task_loss, params, tasks, aggregation, state, evidence, layout) 
     needs_losses = aggregation.level == Level.LOSS
 
     def decide(*seen):
-        known = _with_losses(evidence, *seen) if seen else evidence
-        return ladder.checked_coefficients(aggregation, known, state)
+        known = _with_losses(evidence, *seen, layout) if seen else evidence
+        decided = ladder.checked_coefficients(aggregation, known, state)
+        return devices.known_everywhere(decided, layout.mesh)
 
     losses, task_metrics, grads, (coefficients, state) = contracted_gradient(
         task_loss, params, tasks, decide, layout, needs_losses=needs_losses
@@ -168,8 +171,11 @@ def _per_task(
         evidence = dataclasses.replace(evidence, noise=noise)
     else:
         losses, task_metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
-    finite = finite_losses(losses, task_metrics) & jnp.isfinite(ladder.sq_norms(task_grads))
-    evidence = _with_losses(evidence, losses, task_metrics)
+    if aggregation.level >= Level.GRAM:
+        task_grads = devices.by_coordinate(task_grads, layout.mesh)
+    sq_norms = devices.known_everywhere(ladder.sq_norms(task_grads), layout.mesh)
+    finite = finite_losses(losses, task_metrics) & jnp.isfinite(sq_norms)
+    evidence = _with_losses(evidence, losses, task_metrics, layout)
     if skip_nonfinite:
         evidence = dataclasses.replace(evidence, valid=evidence.valid & finite)
     grads, coefficients, state, evidence = ladder.reduce_task_grads(
@@ -204,9 +210,9 @@ def _evidence(aggregation, tasks, valid, weights, step) -> Evidence:
     )
 
 
-def _with_losses(evidence: Evidence, losses: jax.Array, task_metrics: dict) -> Evidence:
-    support_losses = task_metrics.get("support_loss")
-    return dataclasses.replace(evidence, losses=losses, support_losses=support_losses)
+def _with_losses(evidence: Evidence, losses, task_metrics: dict, layout: Layout) -> Evidence:
+    seen = {"losses": losses, "support_losses": task_metrics.get("support_loss")}
+    return dataclasses.replace(evidence, **devices.known_everywhere(seen, layout.mesh))
 
 
 def _metrics(parts: _Parts, asked: jax.Array) -> dict[str, jax.Array]:

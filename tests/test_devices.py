@@ -1,6 +1,7 @@
 """The meta-batch over simulated devices gives what one device gives."""
 
 import functools
+import math
 import re
 
 import jax
@@ -122,13 +123,23 @@ def test_evaluation_shares_any_number_of_tasks(tolerance):
 
 
 def test_one_sum_over_devices_of_the_size_of_the_parameters():
-    """Read out of the compiled program; the other sums are scalars, the metrics."""
+    """Read out of the compiled program: with it come the losses before and after adaptation."""
     outer = outer_step("mean", 2)
     state = outer.init(jnp.zeros(problems.DIM))
     tasks = problems.linear_tasks(num_tasks=8)
     text = jax.jit(outer.update).lower(state, tasks).compile().as_text()
-    sums = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text)
-    assert sum(f"[{problems.DIM}]" in shape for shape in sums) == 1, sums
+    assert exchanges(text) == [("all-reduce", problems.DIM + 2 * 8)]
+
+
+def exchanges(text):
+    """Kind and number of elements of each exchange between devices in a compiled program."""
+    kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|ragged-all-to-all"
+    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
+    return [
+        (kind, sum(math.prod(map(int, filter(None, dims.split(",")))) for dims in sizes))
+        for shapes, kind in found
+        for sizes in [re.findall(r"\w+\[([\d,]*)\]", shapes)]
+    ]
 
 
 def test_task_mesh_takes_a_divisor():
@@ -151,7 +162,7 @@ def test_task_mesh_takes_a_divisor():
         (
             Mesh(np.array(jax.devices()[:1]), ("batch",)),
             ValueError,
-            r"mesh must have one axis, named \"tasks\".*got the axes \('batch',\)",
+            r"mesh must have an axis \"tasks\".*got the axes \('batch',\)",
         ),
     ],
 )
