@@ -28,9 +28,10 @@ _LARGE_TASK_BYTES = 2**20
 _SMALL_TASKS_BYTES = 2**26
 
 # Small tasks that keep more than this together are shared by the cores, 1 MiB at a time on each.
-# On one core and on two, in ms per outer step of the sinusoid network, 33 kB a task: 256 tasks
-# 1.26 and 1.26; 512 tasks 2.65 and 2.12; 1,024 tasks 6.4 and 3.6.
-_SHARED_BYTES = 12 * 2**20
+# On one core and on two, in ms per outer step of the sinusoid network, 33 kB a task: 16 tasks 0.12
+# and 0.12; 32 tasks 0.22 and 0.17; 64 tasks 0.43 and 0.28; 256 tasks 1.27 and 0.90; 1,024 tasks 6.4
+# and 3.4.
+_SHARED_BYTES = 3 * 2**18
 
 # The part of an accelerator's memory that what is kept may take. XLA's temporary memory was 1.4 to
 # 1.5 times what is kept (W1 and W2 of benchmarks/workloads.py, reverse and mixed mode), and
@@ -121,7 +122,7 @@ def layout_of(
 def mesh_for(task_loss: Callable, params: Params, tasks: Task, num_tasks: int) -> Mesh | None:
     """Chooses the devices that share the tasks: all, but few small tasks stay on one CPU core.
 
-    On a CPU that is where a task keeps more than 1 MiB for its backward pass, or all 12 MiB.
+    On a CPU that is where a task keeps more than 1 MiB for its backward pass, or all 0.75 MiB.
 
     Args:
       task_loss: `(params, task) -> (loss, metrics)` for one task.

@@ -251,10 +251,18 @@ def _spread_metrics(spread: Spread | None) -> dict[str, jax.Array]:
 def _replace_invalid(tasks: Task, valid: jax.Array) -> Task:
     """Puts a valid task's data in place of each invalid task's.
 
-    Its coefficient is 0, and 0 times a finite gradient is 0, whatever the padding holds.
+    Its coefficient is 0, and 0 times a finite gradient is 0, whatever the padding holds. The
+    valid task is the first, as a sum over all with one that counts: indices would make every
+    device fetch the data of all tasks.
     """
-    index = jnp.where(valid, jnp.arange(len(valid)), jnp.argmax(valid))
-    return jax.tree.map(lambda leaf: leaf[index], tasks)
+    first = jnp.arange(len(valid)) == jnp.argmax(valid)
+
+    def filled(leaf):
+        where = [flags.reshape(-1, *[1] * (leaf.ndim - 1)) for flags in (valid, first)]
+        stand_in = jnp.where(where[1], leaf, 0).sum(axis=0, keepdims=True).astype(leaf.dtype)
+        return jnp.where(where[0], leaf, stand_in)
+
+    return jax.tree.map(filled, tasks)
 
 
 def _sizes(examples: Examples) -> jax.Array:
