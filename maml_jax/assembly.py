@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from maml_jax import data, devices, layout, losses
+from maml_jax import data, layout, losses, placement
 from maml_jax.diagnosis import Diagnosis, diagnose
 from maml_jax.evaluation import Evaluation, evaluate
 from maml_jax.inner_loop import InnerLoop, MetaParams
@@ -134,7 +134,7 @@ def assemble(config: Config) -> Problem:
         inner=network.inner,
         outer=outer,
         params=network.params,
-        **devices.replicate(samplers, mesh),
+        **placement.replicate(samplers, mesh),
     )
 
 

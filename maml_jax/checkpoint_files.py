@@ -16,6 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+
+from maml_jax import processes
 
 FORMAT_VERSION = 1
 """Version of the folder layout and of the manifest; a reader refuses newer ones."""
@@ -108,11 +111,16 @@ def stored_type(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def to_host(state: Any) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """Copies the leaves of a tree to the host, and describes each."""
+    """Copies the leaves of a tree to the host, and describes each.
+
+    What is split over several processes is gathered first, leaf by leaf, by all of them.
+    """
     leaves, arrays = [], []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         kind = describe(leaf)
         stored = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        if isinstance(stored, jax.Array) and not stored.is_fully_replicated:
+            stored = multihost_utils.process_allgather(stored, tiled=True)
         array = np.array(stored, order="C", copy=True)
         arrays.append(array.astype(array.dtype.newbyteorder("="), copy=False))
         key_impl = str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
@@ -131,8 +139,10 @@ def place(array: np.ndarray, like: Any, *, key_impl: str | None) -> Any:
     value = (
         array if key_impl is None else jax.random.wrap_key_data(jnp.asarray(array), impl=key_impl)
     )
-    # An uncommitted array stays so: it may meet arrays on any device.
-    return jax.device_put(value, like.sharding if getattr(like, "committed", True) else None)
+    if not getattr(like, "committed", True):
+        return jax.device_put(value)  # It stays uncommitted: it may meet arrays on any device.
+    sharding = like.sharding
+    return jax.device_put(value) if sharding is None else processes.put(value, sharding)
 
 
 @contextlib.contextmanager
@@ -146,8 +156,11 @@ def _orbax(path: Path) -> Iterator[tuple[Any, Any]]:
 
         # Orbax 0.12 takes the folder for a glob pattern when it merges its OCDBT files; with
         # brackets in it the pattern finds nothing, and what was saved cannot be read.
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt="[" not in str(path))
-        with ocp.Checkpointer(handler) as checkpointer:
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        handler = ocp.PyTreeCheckpointHandler(
+            use_ocdbt="[" not in str(path), multiprocessing_options=alone
+        )
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             yield ocp, checkpointer
     finally:
         logger.setLevel(level)

@@ -8,42 +8,35 @@ manifest. The digests are needed: Orbax restores a flipped bit without a word.
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from maml_jax import processes
 from maml_jax.checkpoint_files import FORMAT_VERSION as FORMAT_VERSION
 from maml_jax.checkpoint_files import (
     REPLACED,
     STATE,
     TEMPORARY,
-    CheckpointCorruptError,
-    CheckpointMismatchError,
     CheckpointWriteError,
-    describe,
-    digest_array,
-    digest_files,
     locate,
-    place,
     publish,
-    read_arrays,
     remove,
     settle,
-    stored_type,
     to_host,
     write_arrays,
     write_manifest,
 )
+from maml_jax.checkpoint_files import CheckpointCorruptError as CheckpointCorruptError
 from maml_jax.checkpoint_files import CheckpointError as CheckpointError
+from maml_jax.checkpoint_files import CheckpointMismatchError as CheckpointMismatchError
 from maml_jax.checkpoint_files import CheckpointVersionError as CheckpointVersionError
 from maml_jax.checkpoint_files import read_manifest as read_manifest
+from maml_jax.checkpoint_reading import as_json, pack, placed, read_newest, unpack
+from maml_jax.checkpoint_reading import verify as verify
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +62,7 @@ def save(
     The state is copied to the host first, so its buffers may be donated afterwards. The
     files go to a temporary folder, are flushed, and get their name by one atomic
     rename: a kill at any time leaves the old checkpoints or the new one, never a half.
-    One process at a time may save to a folder.
+    Of several processes that train together all call it, and process 0 writes for all.
 
     Args:
       folder: where the checkpoints are; made if missing.
@@ -87,6 +80,7 @@ def save(
     Raises:
       ValueError: if `step`, `state`, `config` or `keep` is not as said above.
       CheckpointWriteError: if the disk is full or any file operation fails.
+      ProcessError: in the other processes, if process 0 fails.
 
     Example:
       >>> import tempfile
@@ -102,9 +96,19 @@ def save(
         raise ValueError(f"step must be at least 0, got {step}.")
     if keep < 2:
         raise ValueError(f"keep must be at least 2, got {keep}: one may turn out corrupt.")
-    config = _as_json(config)
+    config = as_json(config)
     leaves, arrays = to_host(state)
     folder = Path(folder).absolute()
+
+    def write() -> None:
+        _write(folder, step, leaves, arrays, config=config, keep=keep)
+
+    processes.first_does(write)
+    return folder / f"{step:08d}"
+
+
+def _write(folder: Path, step: int, leaves, arrays, *, config, keep: int) -> None:
+    """Writes host arrays as the checkpoint of a step, and removes those that are too many."""
     with _as_write_error(folder, sum(array.nbytes for array in arrays)):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{step:08d}-", dir=folder))
@@ -116,13 +120,14 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)
         for old in [other for other in steps(folder) if other <= step][:-keep]:
             remove(locate(folder)[old])
-    return folder / f"{step:08d}"
 
 
 def restore(
     folder: str | os.PathLike, target: Any, *, config: Mapping[str, Any] | None = None
 ) -> Restored | None:
     """Reads the newest checkpoint that verifies; changes nothing on disk.
+
+    Of several processes that train together all call it, and process 0 reads for all.
 
     Args:
       folder: where the checkpoints are.
@@ -140,6 +145,7 @@ def restore(
       CheckpointCorruptError: if there are checkpoints and none verifies.
       CheckpointMismatchError: if the newest sound one differs from `target` or `config`.
       CheckpointVersionError: if it was written in a newer format.
+      ProcessError: in the other processes, if process 0 raises.
 
     Example:
       >>> import jax.numpy as jnp
@@ -147,20 +153,15 @@ def restore(
       >>> checkpoints.restore("no_such_folder", {"w": jnp.zeros(3)}) is None
       True
     """
-    reasons = []
-    for _, path in sorted(locate(Path(folder).absolute()).items(), reverse=True):
-        try:
-            restored = _restore_one(path, target, config=config)
-        except CheckpointCorruptError as error:
-            reasons.append(str(error))
-            continue
-        if reasons:
-            message = f"Fell back to the checkpoint of step {restored.step}: {' '.join(reasons)}"
-            warnings.warn(message, stacklevel=2)
-        return restored
-    if reasons:
-        raise CheckpointCorruptError(f"No checkpoint in {folder} verifies: {' '.join(reasons)}")
-    return None
+    folder = Path(folder).absolute()
+    if processes.several():
+        packed = processes.from_first(lambda: pack(read_newest(folder, target, config)))
+        read = unpack(packed)
+    else:
+        read = read_newest(folder, target, config)
+    if read is None:
+        return None
+    return Restored(step=read.step, state=placed(read, target), config=read.config)
 
 
 def steps(folder: str | os.PathLike) -> list[int]:
@@ -172,40 +173,6 @@ def steps(folder: str | os.PathLike) -> list[int]:
       []
     """
     return sorted(locate(Path(folder)))
-
-
-def verify(path: str | os.PathLike) -> dict[str, Any]:
-    """Checks every file of one checkpoint against its manifest, and returns that.
-
-    Args:
-      path: folder of one checkpoint, as `save` returns it.
-
-    Raises:
-      CheckpointCorruptError: names the first file that is missing, extra or changed.
-      CheckpointVersionError: as in `read_manifest`.
-
-    Example:
-      >>> import tempfile
-      >>> from maml_jax import checkpoints
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     path = checkpoints.save(folder, 7, {"rate": 0.1}, config={"shots": 5})
-      ...     manifest = checkpoints.verify(path)
-      >>> manifest["step"]
-      7
-    """
-    path = Path(path)
-    manifest = read_manifest(path)
-    if path.name.removeprefix(REPLACED) != f"{manifest['step']:08d}":
-        raise CheckpointCorruptError(f"{path} holds step {manifest['step']}.")
-    try:
-        found = digest_files(path)
-    except OSError as error:
-        raise CheckpointCorruptError(f"{path} cannot be read: {error}.") from error
-    for name in sorted(manifest["files"].keys() | found.keys()):
-        wanted, got = manifest["files"].get(name, "no file"), found.get(name, "no file")
-        if wanted != got:
-            raise CheckpointCorruptError(f"{path / name} was {wanted} and is {got}.")
-    return manifest
 
 
 def clear_unfinished(folder: str | os.PathLike) -> None:
@@ -245,38 +212,6 @@ def check_writable(folder: str | os.PathLike, bytes_needed: int) -> None:
             os.fsync(probe.fileno())
         if shutil.disk_usage(folder).free < bytes_needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _restore_one(path: Path, target: Any, *, config: Mapping[str, Any] | None) -> Restored:
-    """Verifies one checkpoint, compares it with what is wanted, and reads it."""
-    manifest = verify(path)
-    for name, value in _as_json(config or {}).items():
-        if (saved := manifest["config"].get(name, "nothing")) != value:
-            raise CheckpointMismatchError(f"{path}: config {name}: saved {saved}, wanted {value}.")
-    flat, structure = jax.tree_util.tree_flatten_with_path(target)
-    wanted = {jax.tree_util.keystr(leaf_path): leaf for leaf_path, leaf in flat}
-    leaves = {leaf["path"]: leaf for leaf in manifest["leaves"]}
-    for name in wanted | leaves:
-        saved = leaves[name]["type"] if name in leaves else "nothing"
-        want = describe(wanted[name]) if name in wanted else "nothing"
-        if saved != want:
-            raise CheckpointMismatchError(f"{path}: leaf {name}: saved {saved}, wanted {want}.")
-    arrays = read_arrays(path / STATE, [stored_type(wanted[name]) for name in leaves])
-    placed = {}
-    for (name, leaf), array in zip(leaves.items(), arrays, strict=True):
-        if digest_array(array) != leaf["sha256"]:
-            raise CheckpointCorruptError(f"{path}: leaf {name} is not what was saved.")
-        placed[name] = place(array, wanted[name], key_impl=leaf["key_impl"])
-    state = jax.tree.unflatten(structure, [placed[name] for name in wanted])
-    return Restored(step=manifest["step"], state=state, config=manifest["config"])
-
-
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config as JSON gives it back."""
-    try:
-        return json.loads(json.dumps(dict(config), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"config must be what JSON can hold, got {config}: {error}.") from error
 
 
 @contextlib.contextmanager

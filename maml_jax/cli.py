@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-import time
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
@@ -11,11 +11,12 @@ import jax
 import tyro
 from rich.console import Console
 
-from maml_jax import bench, data, reporting, runs
+from maml_jax import bench, data, processes, reporting, runs, training_commands
 from maml_jax.checkpoints import CheckpointError
 from maml_jax.checks import nearest
 from maml_jax.command_tools import (
     WRONG_USAGE,
+    RunFolder,
     fail,
     parse,
     preset_first,
@@ -25,11 +26,18 @@ from maml_jax.command_tools import (
 from maml_jax.devices import use_cpu_cores
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import DEFAULT_PRESET, PRESETS, Config
-from maml_jax.reporting import say
-from maml_jax.run_folder import resume_command
 from maml_jax.training import DivergedError, TrainingStopped
 
 _OUT_OF_MEMORY, _INTERRUPTED = 76, 130
+_EXPLAINED = (
+    CheckpointError,
+    DivergedError,
+    ModuleNotFoundError,
+    NonFiniteTaskError,
+    OSError,
+    processes.ProcessError,
+    ValueError,
+)
 
 _Prepared = Literal["omniglot", "cifar100"]
 
@@ -51,7 +59,6 @@ _USAGE = """maml-jax: gradient-based meta-learning in JAX
 RUN is the folder of a run. `maml-jax COMMAND --help` tells more.
 """
 
-_Run = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 _AS_IN_THE_RUN = tyro.conf.arg(help_behavior_hint="(default: as in the run)")
 
 
@@ -59,7 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line.
 
     Exits with 0 when done, 1 on an error that a message explains, 2 on wrong usage, 75
-    after SIGTERM and 130 after Ctrl-C with the state saved, 76 when memory ran out.
+    after SIGTERM and 130 after Ctrl-C with the state saved, 76 when memory ran out, 77 when
+    another process of the run is gone.
 
     Args:
       arguments: the words after `maml-jax`; those of the process by default.
@@ -90,72 +98,21 @@ def _run(command: Callable[[list[str]], None], words: list[str]) -> None:
         fail("interrupted.", code=_INTERRUPTED)
     except MemoryError as error:
         fail(str(error), code=_OUT_OF_MEMORY)
-    except (CheckpointError, NonFiniteTaskError, DivergedError) as error:
-        fail(str(error))
-    except (OSError, ModuleNotFoundError, ValueError) as error:
-        fail(str(error))
-
-
-def _train(words: list[str]) -> None:
-    name, rest = preset_first(words)
-    hint = f"(default: runs/{name}, or the next number)"
-    folder = tyro.conf.arg(metavar="FOLDER", help_behavior_hint=hint)
-
-    def train(
-        config: Config = PRESETS[name], *, run_dir: Annotated[pathlib.Path | None, folder] = None
-    ) -> tuple[Config, pathlib.Path]:
-        """Meta-trains a preset, evaluates it on meta-test tasks, and draws what came out.
-
-        Flags change the preset's settings. Name another preset before the flags, as in
-        `maml-jax train sinusoid-10shot-finn2017`; `maml-jax presets` lists them.
-
-        Args:
-          config: the settings, of which the preset gives the defaults.
-          run_dir: folder to keep the run in; it must hold no run yet.
-        """
-        return config, run_dir or runs.new_run_dir(name)
-
-    config, run_dir = parse(train, rest, f"train {name}" if rest != words else "train")
-    console = Console()
-    devices = jax.local_devices()
-    say(console, f"{name} in {run_dir}, on {len(devices)} x {devices[0].device_kind}")
-    _report(console, run_dir, lambda: runs.start_run(config, run_dir, console=console))
-
-
-def _resume(words: list[str]) -> None:
-    run_dir = _named_run(
-        words,
-        "resume",
-        "Goes on with a run from its newest checkpoint, as if it had never stopped.",
-        "A run that is trained to the end is only evaluated and drawn again.",
-    )
-    console = Console()
-    _report(console, run_dir, lambda: runs.resume_run(run_dir, console=console))
-
-
-def _report(console: Console, run_dir: pathlib.Path, train: Callable[[], dict[str, Any]]) -> None:
-    """Runs, then shows what came out; on a stop, how to go on."""
-    began = time.monotonic()
-    try:
-        result = train()
-    except (TrainingStopped, KeyboardInterrupt) as stop:
-        if isinstance(stop, TrainingStopped):
-            say(console, f"{stop}; the state is saved.")
-        if (run_dir / "config.json").exists():
-            say(console, f"Go on with:\n  {resume_command(run_dir)}")
+    except Exception as error:
+        if processes.connected() and processes.is_loss(error):
+            fail(f"another process is gone: {str(error).splitlines()[0]}", code=processes.EXIT_CODE)
+        if isinstance(error, _EXPLAINED):
+            fail(str(error))
+        if processes.connected():
+            traceback.print_exc()
+            fail(f"{type(error).__name__} in process {jax.process_index()}.")
         raise
-    console.print(reporting.result_table(result))
-    say(console, result["summary"])
-    if result["reported"]:
-        say(console, f"reported by the source: {result['reported']}")
-    seconds = time.monotonic() - began
-    say(console, f"Done in {seconds:.0f} s; result.json and pictures are in {run_dir}")
 
 
 def _evaluate(words: list[str]) -> None:
     def read(config: Config) -> tuple[pathlib.Path, dict[str, Any]]:
         def evaluate(
-            run: _Run,
+            run: RunFolder,
             *,
             num_tasks: Annotated[int, _AS_IN_THE_RUN] = config.test_tasks,
             num_steps: Annotated[int, _AS_IN_THE_RUN] = config.test_inner_steps,
@@ -271,7 +228,7 @@ def _diagnose(words: list[str]) -> None:
 def _named_run(words: list[str], command: str, *what: str) -> pathlib.Path:
     """Reads the words after a command that takes the folder of a run and nothing else."""
 
-    def named(run: _Run) -> pathlib.Path:
+    def named(run: RunFolder) -> pathlib.Path:
         return run
 
     named.__doc__ = "\n\n".join([*what, "Args:\n  run: the run's folder."])
@@ -279,8 +236,8 @@ def _named_run(words: list[str], command: str, *what: str) -> pathlib.Path:
 
 
 _COMMANDS = {
-    "train": _train,
-    "resume": _resume,
+    "train": training_commands.train,
+    "resume": training_commands.resume,
     "evaluate": _evaluate,
     "plot": _plot,
     "prepare": _prepare,

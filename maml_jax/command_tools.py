@@ -1,16 +1,22 @@
 """What all commands share: reading their words, warning, ending with a message."""
 
+import os
+import pathlib
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import jax
 import tyro
 
+from maml_jax import processes
 from maml_jax.checks import nearest
 from maml_jax.data._folders import cache_folder
 from maml_jax.recipes import DEFAULT_PRESET, PRESETS
+
+RunFolder = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+"""An argument that names the folder of a run."""
 
 WRONG_USAGE = 2
 """The exit code after words that no command understands."""
@@ -86,4 +92,9 @@ def fail(message: str, *, code: int = 1) -> NoReturn:
       code: the exit code.
     """
     print(f"error: {message}", file=sys.stderr)
+    if processes.connected():
+        # The end of a process that JAX has joined to others waits for them, and they for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

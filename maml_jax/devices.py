@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from maml_jax import processes
 from maml_jax.host import cpu_cores
 
 AXIS = "tasks"
@@ -92,17 +92,15 @@ def tasks_per_device(num_tasks: int, mesh: Mesh | None) -> int:
     return num_tasks // shards
 
 
-def on_devices(function: Callable, mesh: Mesh | None, *, summed: bool = False) -> Callable:
+def on_devices(function: Callable, mesh: Mesh | None, *, whole: bool = False) -> Callable:
     """Lets each device call a function with its own tasks.
 
     Args:
       function: `(shared, tasks) -> results`, from a tree that every device sees and a tree
         of arrays `[T, ...]`, of which it sees the tasks of one device, to a tree of such
-        arrays; with `summed`, to a pair of that and a tree to add up over the devices. It
-        must get every array as an argument, and close over none.
+        arrays. It must get every array as an argument, and close over none.
       mesh: the devices; None calls the function as it is.
-      summed: whether there is such a second part; static. All results are then on every
-        device, after one exchange.
+      whole: whether the results are the same on every device, through `exchange`; static.
 
     Returns:
       A function of the whole trees, with the same results.
@@ -114,27 +112,58 @@ def on_devices(function: Callable, mesh: Mesh | None, *, summed: bool = False) -
       >>> print(on_devices(lambda factor, x: factor * x, mesh)(2, jnp.arange(3)))
       [0 2 4]
     """
-    if mesh is None:
+    if mesh is None or task_shards(mesh) == 1:
         return function
-
-    def here(shared, tasks):
-        results = function(shared, tasks)
-        if not summed:
-            return results
-        seen, total = results
-        return _summed((jax.tree.map(functools.partial(_among_all, mesh), seen), total), mesh)
-
-    split, whole = PartitionSpec(AXIS), PartitionSpec()
+    split, same = PartitionSpec(AXIS), PartitionSpec()
     # With `check_vma`, `jax.grad` in an inner loop would add up the gradients of all devices'
     # tasks, as parameters that are the same everywhere have a cotangent from everywhere.
     return jax.shard_map(
-        here,
+        function,
         mesh=mesh,
-        in_specs=(whole, split),
-        out_specs=whole if summed else split,
+        in_specs=(same, split),
+        out_specs=same if whole else split,
         axis_names={AXIS},
         check_vma=False,
     )
+
+
+def exchange(of_tasks: Any, to_sum: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+    """On one device of several, tells the others what it knows, and learns what they know.
+
+    Args:
+      of_tasks: a tree of arrays `[T/D, ...]`, of the device's own tasks.
+      to_sum: a tree of arrays of any shape.
+      mesh: the devices; None for one, which gets everything back.
+
+    Returns:
+      The first tree with arrays `[T, ...]`, of all tasks, and the second added up over the
+      devices, both after one exchange.
+
+    Example:
+      >>> from maml_jax.devices import exchange
+      >>> exchange({"loss": 1.0}, {"gradient": 2.0}, None)
+      ({'loss': 1.0}, {'gradient': 2.0})
+    """
+    if mesh is None or task_shards(mesh) == 1:
+        return of_tasks, to_sum
+    among_all = jax.tree.map(functools.partial(_among_all, mesh), of_tasks)
+    return _summed((among_all, to_sum), mesh)
+
+
+def own_part(of_tasks: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """On one device of several, takes what is of its own tasks.
+
+    Args:
+      of_tasks: an array `[T, ...]` that every device has.
+      mesh: the devices; None for one, whose own all tasks are.
+
+    Returns:
+      An array `[T/D, ...]`.
+    """
+    if mesh is None or task_shards(mesh) == 1:
+        return of_tasks
+    count = tasks_per_device(len(of_tasks), mesh)
+    return jax.lax.dynamic_slice_in_dim(of_tasks, jax.lax.axis_index(AXIS) * count, count)
 
 
 def _among_all(mesh: Mesh, own: jax.Array) -> jax.Array:
@@ -166,103 +195,8 @@ def _summed(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(structure, summed)
 
 
-def replicate(tree: Any, mesh: Mesh | None) -> Any:
-    """Puts a copy of every array on each device, so that no call has to.
-
-    Args:
-      tree: a tree of arrays.
-      mesh: the devices; None leaves the tree where it is.
-
-    Returns:
-      The tree.
-    """
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def place(tree: Any, mesh: Mesh | None) -> Any:
-    """Puts parameters, and what is shaped like them, where outer steps keep them.
-
-    Args:
-      tree: a tree of arrays.
-      mesh: the devices; None leaves the tree where it is. On a mesh with an axis "model" an array
-        is split over it along its longest axis that its size divides, if there is one.
-
-    Returns:
-      The tree.
-    """
-    return tree if mesh is None else jax.device_put(tree, _shardings(tree, mesh, (MODEL_AXIS,)))
-
-
-def keep_in_place(tree: Any, mesh: Mesh | None) -> Any:
-    """In compiled code, makes results lie where `place` puts them.
-
-    Args:
-      tree: a tree of arrays.
-      mesh: the devices; None leaves the tree as it is.
-
-    Returns:
-      The tree.
-    """
-    return _constrained(tree, mesh, (MODEL_AXIS,))
-
-
-def known_everywhere(tree: Any, mesh: Mesh | None) -> Any:
-    """In compiled code, lets every device know small arrays, such as one number per task.
-
-    Args:
-      tree: a tree of arrays.
-      mesh: the devices; None leaves the tree as it is.
-
-    Returns:
-      The tree.
-    """
-    return _constrained(tree, mesh, ())
-
-
-def by_coordinate(task_grads: Any, mesh: Mesh | None) -> Any:
-    """In compiled code, gives each device some coordinates of every task instead of some tasks.
-
-    Inner products and whatever works coordinate by coordinate then need no more than this one
-    exchange, in which a device sends and receives what it holds: nowhere is there more than a
-    D-th of the gradients of all tasks.
-
-    Args:
-      task_grads: a tree of arrays `[T, ...]`.
-      mesh: the devices; None leaves the tree as it is.
-
-    Returns:
-      The tree. An array without an axis that the devices divide is whole on each.
-    """
-    return _constrained(task_grads, mesh, (MODEL_AXIS, AXIS), leading=1)
-
-
-def _constrained(tree, mesh, axes, leading=0):
-    if mesh is None:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, _shardings(tree, mesh, axes, leading))
-
-
-def _shardings(tree, mesh, axes, leading=0):
-    """Splits each array over mesh axes, each along the longest axis that it divides."""
-
-    def sharding(leaf):
-        left, parts = list(jnp.shape(leaf)), [()] * jnp.ndim(leaf)
-        for name in axes:
-            if name not in mesh.axis_names:
-                continue
-            size = mesh.shape[name]
-            fit = [i for i in range(leading, len(left)) if left[i] and left[i] % size == 0]
-            if fit:
-                longest = max(fit, key=left.__getitem__)
-                left[longest] //= size
-                parts[longest] = (*parts[longest], name)
-        return NamedSharding(mesh, PartitionSpec(*(part or None for part in parts)))
-
-    return jax.tree.map(sharding, tree)
-
-
 def task_mesh(num_tasks: int) -> Mesh | None:
-    """Makes a mesh of as many local devices as share the tasks evenly.
+    """Makes a mesh of as many devices as share the tasks evenly; of several processes of all.
 
     Args:
       num_tasks: number `T` of tasks of a meta-batch, at least 1.
@@ -270,14 +204,26 @@ def task_mesh(num_tasks: int) -> Mesh | None:
     Returns:
       The mesh, or None if that is one device.
 
+    Raises:
+      ValueError: if some device of several processes would have no task.
+
     Example:
       >>> from maml_jax.devices import task_mesh
       >>> print(task_mesh(1))
       None
     """
-    devices = jax.local_devices()
+    devices = jax.devices()
     count = max(n for n in range(1, len(devices) + 1) if num_tasks % n == 0)
-    return Mesh(np.array(devices[:count]), (AXIS,)) if count > 1 else None
+    if processes.several() and count < len(devices):
+        raise ValueError(
+            f"all processes share the tasks: {num_tasks} tasks do not split over the "
+            f"{len(devices)} devices of {jax.process_count()} processes; take a multiple."
+        )
+    if count == 1:
+        return None
+    return jax.make_mesh(
+        (count,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices[:count]
+    )
 
 
 def use_cpu_cores() -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from maml_jax import checks, devices
+from maml_jax import checks, devices, placement
 from maml_jax.gradients import loss_and_metrics
 from maml_jax.inner_checks import check_count
 from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss
@@ -161,7 +161,7 @@ def evaluate(
     devices.check_mesh(mesh)
     if num_steps is not None:
         check_count("num_steps", num_steps)
-    key = as_key(key)
+    key = placement.known_to_all(as_key(key), mesh)
     sampler = checks.as_sampler(sampler)
     if isinstance(sampler, Grouped):
         sampler = dataclasses.replace(sampler, tasks_per_group=1)
@@ -242,7 +242,8 @@ def _measure(
         task = draw_one(sampler, key, index)
         return _after_each_step(loss_fn, inner, params, task, num_steps, transductive)
 
-    return map_tasks(one, (sampler, params, key), jnp.arange(num_tasks), layout)
+    values = map_tasks(one, (sampler, params, key), jnp.arange(num_tasks), layout)
+    return placement.known_everywhere(values, mesh)
 
 
 def _after_each_step(loss_fn, inner, params, task, num_steps, transductive):

@@ -14,6 +14,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh
 
+from maml_jax import processes
 from maml_jax.chunks import chunk_size
 from maml_jax.devices import task_mesh, tasks_per_device
 from maml_jax.tasks import Params, Task, num_tasks_of
@@ -133,7 +134,7 @@ def mesh_for(task_loss: Callable, params: Params, tasks: Task, num_tasks: int) -
     Returns:
       The mesh, or None for the default device.
     """
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and not processes.several():
         each = bytes_kept(task_loss, params, tasks)
         if each <= _LARGE_TASK_BYTES and num_tasks * each <= _SHARED_BYTES:
             return None
@@ -170,7 +171,7 @@ def bytes_kept(task_loss: Callable, params: Params, tasks: Task) -> int:
 
 def _tasks_that_fit(bytes_each: int, mesh: Mesh | None) -> int:
     """Counts the tasks that may run side by side on one device; may be 0."""
-    device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
     if device.platform == "cpu":
         if bytes_each > _LARGE_TASK_BYTES:
             return 1

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from maml_jax import checks, devices
+from maml_jax import checks, devices, placement
 from maml_jax.inner_checks import check_count
 from maml_jax.outer_state import OuterState, OuterStep
 from maml_jax.outer_step import raise_if_nonfinite
@@ -65,7 +65,7 @@ def run_outer_steps(
     """
     check_count("num_steps", num_steps, at_least=1)
     check_count("meta_batch_size", meta_batch_size, at_least=1)
-    key = as_key(key)
+    key = placement.known_to_all(as_key(key), outer.mesh)
     sampler = checks.as_sampler(sampler)
     new_state, metrics = _scanned_steps(
         sampler, state, key, outer=outer, num_steps=num_steps, meta_batch_size=meta_batch_size

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from maml_jax import checks, devices, gains
+from maml_jax import checks, devices, gains, placement
 from maml_jax.aggregation import Aggregation, Level, mean, resolve
 from maml_jax.aggregation.resolve import check_task_ids, check_weights, valid_tasks
 from maml_jax.gains import Gain, gain_power
@@ -120,7 +120,7 @@ def make_outer_step(
             step=jnp.zeros((), jnp.int32),
             gain_state=() if gain is None else gains.start(gain),
         )
-        return devices.place(state, mesh)
+        return placement.place(state, mesh)
 
     def reduce(state, tasks, weights, mask, *, rule=rule, skips=on_nonfinite == "skip"):
         checks.check_meta_batch(tasks)
@@ -148,7 +148,7 @@ def make_outer_step(
         reduced = reduce(state, tasks, weights, mask)
         scale = None if gain is None else functools.partial(gains.apply, gain, power)
         new_state, metrics = _updated(state, reduced, optimizer, scale, on_nonfinite)
-        return devices.keep_in_place(new_state, mesh), metrics
+        return placement.keep_in_place(new_state, mesh), metrics
 
     @functools.partial(jax.jit, static_argnames="noise")
     def compiled_evidence(state, tasks, mask, *, noise):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from maml_jax import devices
+from maml_jax import placement
 from maml_jax.aggregation import ladder
 from maml_jax.aggregation.resolve import check_task_ids
 from maml_jax.aggregation.rule import Aggregation, Evidence, Level, State
@@ -107,10 +107,9 @@ def reduce_meta_batch(
       ValueError: if the rule needs to know which tasks these are, and they do not say.
     """
     evidence = _evidence(aggregation, tasks, valid, weights, step)
-    evidence = devices.known_everywhere(evidence, layout.mesh)
+    evidence = placement.known_everywhere(evidence, layout.mesh)
     if valid is not None:
         tasks = _replace_invalid(tasks, valid)
-    valid = evidence.valid
     lone = aggregation.level <= Level.LOSS and not (skip_nonfinite or measures_spread)
     path = _contracted
     if not lone:
@@ -118,9 +117,9 @@ def reduce_meta_batch(
             _per_task, skip_nonfinite=skip_nonfinite, measures_spread=measures_spread
         )
     parts = path(task_loss, params, tasks, aggregation, state, evidence, layout)
-    metrics = {**_metrics(parts, valid), "side_by_side": jnp.asarray(layout.side_by_side)}
+    metrics = {**_metrics(parts, evidence.valid), "side_by_side": jnp.asarray(layout.side_by_side)}
     return Reduced(
-        grads=devices.keep_in_place(parts.grads, layout.mesh),
+        grads=placement.keep_in_place(parts.grads, layout.mesh),
         aggregation_state=parts.state,
         metrics=metrics,
         evidence=parts.evidence,
@@ -130,15 +129,21 @@ def reduce_meta_batch(
 
 def _contracted(task_loss, params, tasks, aggregation, state, evidence, layout) -> _Parts:
     """Takes the coefficients as the cotangent of the losses: one backward pass."""
-    needs_losses = aggregation.level == Level.LOSS
 
-    def decide(*seen):
-        known = _with_losses(evidence, *seen, layout) if seen else evidence
-        decided = ladder.checked_coefficients(aggregation, known, state)
-        return devices.known_everywhere(decided, layout.mesh)
+    def decide(known, *seen):
+        evidence, state = known
+        if seen:
+            evidence = _with_losses(evidence, *seen)
+        return ladder.checked_coefficients(aggregation, evidence, state)
 
     losses, task_metrics, grads, (coefficients, state) = contracted_gradient(
-        task_loss, params, tasks, decide, layout, needs_losses=needs_losses
+        task_loss,
+        params,
+        tasks,
+        decide,
+        (evidence, state),
+        layout,
+        needs_losses=aggregation.level == Level.LOSS,
     )
     return _Parts(
         losses=losses,
@@ -172,10 +177,11 @@ def _per_task(
     else:
         losses, task_metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
     if aggregation.level >= Level.GRAM:
-        task_grads = devices.by_coordinate(task_grads, layout.mesh)
-    sq_norms = devices.known_everywhere(ladder.sq_norms(task_grads), layout.mesh)
+        task_grads = placement.by_coordinate(task_grads, layout.mesh)
+    sq_norms = placement.known_everywhere(ladder.sq_norms(task_grads), layout.mesh)
     finite = finite_losses(losses, task_metrics) & jnp.isfinite(sq_norms)
-    evidence = _with_losses(evidence, losses, task_metrics, layout)
+    losses, task_metrics = placement.known_everywhere((losses, task_metrics), layout.mesh)
+    evidence = _with_losses(evidence, losses, task_metrics)
     if skip_nonfinite:
         evidence = dataclasses.replace(evidence, valid=evidence.valid & finite)
     grads, coefficients, state, evidence = ladder.reduce_task_grads(
@@ -210,9 +216,9 @@ def _evidence(aggregation, tasks, valid, weights, step) -> Evidence:
     )
 
 
-def _with_losses(evidence: Evidence, losses, task_metrics: dict, layout: Layout) -> Evidence:
-    seen = {"losses": losses, "support_losses": task_metrics.get("support_loss")}
-    return dataclasses.replace(evidence, **devices.known_everywhere(seen, layout.mesh))
+def _with_losses(evidence: Evidence, losses: jax.Array, task_metrics: dict) -> Evidence:
+    support_losses = task_metrics.get("support_loss")
+    return dataclasses.replace(evidence, losses=losses, support_losses=support_losses)
 
 
 def _metrics(parts: _Parts, asked: jax.Array) -> dict[str, jax.Array]:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from maml_jax import checkpoints, diagnosing, training
+from maml_jax import checkpoints, diagnosing, processes, training
 from maml_jax.assembly import Problem, assemble, pixel_baseline
 from maml_jax.diagnosis import Diagnosis
 from maml_jax.evaluation import Evaluation
@@ -56,14 +56,9 @@ def start_run(config: Config, run_dir: str | os.PathLike, *, console: Console) -
       TrainingStopped: after a stop signal, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
-    if (run_dir / "config.json").exists() or checkpoints.steps(run_dir / "checkpoints"):
-        raise FileExistsError(
-            f"{run_dir} holds a run already; go on with `{resume_command(run_dir)}`, or name "
-            "another folder with --run-dir."
-        )
+    processes.first_does(lambda: _check_new(run_dir))
     problem = assemble(config)
-    checkpoints.check_writable(run_dir / "checkpoints", 0)
-    write_config(run_dir, config)
+    processes.first_does(lambda: _begin(run_dir, config))
     return _train(problem, run_dir, training.start(problem.outer, problem.params), console)
 
 
@@ -86,7 +81,7 @@ def resume_run(run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any
       TrainingStopped: after a stop signal, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
-    problem = assemble(read_config(run_dir))
+    problem = assemble(_config_for_all(run_dir))
     fresh = training.start(problem.outer, problem.params)
     progress = training.resume(run_dir, fresh, checked_settings(problem.config))
     if progress is fresh:
@@ -97,6 +92,28 @@ def resume_run(run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any
         line = f"Going on after step {progress.step:,} of {problem.config.outer_steps:,}."
     console.print(line, highlight=False)
     return _train(problem, run_dir, progress, console)
+
+
+def _check_new(run_dir: pathlib.Path) -> None:
+    if (run_dir / "config.json").exists() or checkpoints.steps(run_dir / "checkpoints"):
+        raise FileExistsError(
+            f"{run_dir} holds a run already; go on with `{resume_command(run_dir)}`, or name "
+            "another folder with --run-dir."
+        )
+
+
+def _begin(run_dir: pathlib.Path, config: Config) -> None:
+    checkpoints.check_writable(run_dir / "checkpoints", 0)
+    write_config(run_dir, config)
+
+
+def _config_for_all(run_dir: pathlib.Path) -> Config:
+    """Reads the configuration where the folder is, and gives it to all processes."""
+
+    def read() -> bytes:
+        return json.dumps(dataclasses.asdict(read_config(run_dir))).encode()
+
+    return Config(**json.loads(processes.from_first(read)))
 
 
 def evaluate_run(run_dir: str | os.PathLike, **changes: Any) -> Evaluation:
@@ -247,7 +264,7 @@ def _explained_memory(config: Config) -> Iterator[None]:
 
 
 def _finish(problem: Problem, run_dir: pathlib.Path, progress: training.Progress):
-    """Evaluates the best parameters and the baselines, writes the result, draws."""
+    """Evaluates the best parameters and the baselines; process 0 writes the result and draws."""
     test = problem.evaluate(progress.best_params, "test")
     untrained = problem.evaluate(problem.inner.init(problem.params), "test")
     baselines = {"untrained": untrained.mean}
@@ -261,17 +278,20 @@ def _finish(problem: Problem, run_dir: pathlib.Path, progress: training.Progress
         "reported": problem.config.reported,
         "outer_steps": progress.step,
         "best_step": int(progress.best_step),
-        "training_seconds": _training_seconds(run_dir),
     }
+    if not processes.is_first():
+        return result, []
+    result["training_seconds"] = _training_seconds(run_dir)
     write_json(run_dir / "result.json", result)
     return result, _draw(problem, run_dir, progress, test, baselines)
 
 
 def _draw(problem, run_dir, progress, test, baselines) -> list[pathlib.Path]:
     rows = read_metrics(run_dir / "metrics.jsonl")
-    return draw_all(
-        run_dir, problem, progress.best_params, rows=rows, test=test, baselines=baselines
-    )
+    # The other processes do not draw: what pictures need is computed here alone.
+    params, meta_test = processes.on_this_process((progress.best_params, problem.meta_test))
+    problem = dataclasses.replace(problem, meta_test=meta_test)
+    return draw_all(run_dir, problem, params, rows=rows, test=test, baselines=baselines)
 
 
 def _training_seconds(run_dir: pathlib.Path) -> float:

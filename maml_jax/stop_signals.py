@@ -6,6 +6,10 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from jax.experimental import multihost_utils
+
+from maml_jax import processes
+
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 _KILLED_BY_CTRL_C = 130
 _ASKED = b"\nStopping once the state is saved. Press Ctrl-C again to stop at once, unsaved.\n"
@@ -26,13 +30,29 @@ class StopRequest:
     def __init__(self):
         self.signal: int | None = None
 
+    def agreed(self, call: int) -> int | None:
+        """Says whether to stop now; of several processes all say so at the same call.
+
+        Args:
+          call: how many times it was asked before.
+
+        Returns:
+          The signal number, or None. SIGTERM where another process was asked to stop.
+        """
+        if not processes.several():
+            return self.signal
+        # Not short-circuited by our own signal: every process must ask at every call.
+        reached = multihost_utils.reached_preemption_sync_point(call)
+        return (self.signal or signal.SIGTERM) if reached else None
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Notes SIGTERM and the first Ctrl-C instead of dying; a second Ctrl-C kills at once.
 
     The first one is answered by a line on standard error. Handlers are installed for the
-    block only, and only in the main thread, the only one that Python allows.
+    block only, and only in the main thread, the only one that Python allows. Of several
+    processes JAX has the handler of SIGTERM, which tells all of them; Ctrl-C is passed on to it.
 
     Yields:
       A `StopRequest` to poll.
@@ -52,8 +72,11 @@ def stop_requests() -> Iterator[StopRequest]:
         del frame
         if request.signal is None:
             request.signal = number
+            if processes.several():
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {number: signal.signal(number, note) for number in _NUMBERS}
+    ours = (signal.SIGINT,) if processes.several() else _NUMBERS
+    before = {number: signal.signal(number, note) for number in ours}
     try:
         with _second_ctrl_c_kills():
             yield request

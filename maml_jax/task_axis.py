@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maml_jax import devices
 from maml_jax.aggregation.ladder import contract
-from maml_jax.devices import on_devices
+from maml_jax.devices import tasks_per_device
 from maml_jax.layout import Layout
 from maml_jax.tasks import Params, Task, num_tasks_of
 
@@ -45,7 +46,7 @@ def map_tasks(function: Callable, shared: Any, tasks: Any, layout: Layout) -> An
             return jax.lax.map(one, tasks)
         return jax.lax.map(one, tasks, batch_size=layout.side_by_side)
 
-    return on_devices(here, layout.mesh)(shared, tasks)
+    return devices.on_devices(here, layout.mesh)(shared, tasks)
 
 
 def task_gradients(
@@ -75,6 +76,7 @@ def contracted_gradient(
     params: Params,
     tasks: Task,
     decide: Callable[..., tuple[jax.Array, Any]],
+    known: Any,
     layout: Layout,
     *,
     needs_losses: bool,
@@ -83,53 +85,62 @@ def contracted_gradient(
 
     The coefficients are the cotangent of the vector of losses of the tasks that run side
     by side; chunks add up, then devices. Coefficients that need all losses (`needs_losses`)
-    wait for the last of them: then, unless all tasks run side by side on one device,
-    per-task gradients are held after all, which is less than the activations of every task.
+    wait for the last of them: then, where a device runs its tasks in chunks, per-task gradients
+    are held after all, which is less than the activations of every task.
 
     Args:
       task_loss: `(params, task) -> (loss, metrics)` for one task.
       params: the meta-parameters.
       tasks: a meta-batch `[T, ...]`.
-      decide: gives coefficients `[T]` and anything else, from losses `[T]` and metrics
-        `[T, ...]` if `needs_losses`, else from nothing; called once.
+      decide: gives coefficients `[T]` and anything else, from `known`, and from losses `[T]`
+        and metrics `[T, ...]` if `needs_losses`; called once.
+      known: a tree of arrays, whatever `decide` needs.
       layout: where and how the tasks run; static.
       needs_losses: whether `decide` looks at the losses; static.
 
     Returns:
       Losses `[T]`, metrics `[T, ...]`, Σᵢ cᵢ gᵢ `[...]`, and what `decide` gave.
     """
-    if not needs_losses:
+    mesh, size = layout.mesh, layout.side_by_side
+    if needs_losses and size < tasks_per_device(num_tasks_of(tasks), mesh):
+        losses, metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
+        decided = decide(known, losses, metrics)
+        return losses, metrics, contract(decided[0], task_grads), decided
 
-        def here(params, own):
-            weights, tasks = own
-            *seen, grads = _in_chunks(task_loss, params, weights, tasks, layout.side_by_side)
-            return seen, grads
-
-        decided = decide()
-        seen, grads = on_devices(here, layout.mesh, summed=True)(params, (decided[0], tasks))
+    def before(shared, tasks):
+        params, known = shared
+        decided = decide(known)
+        own = devices.own_part(decided[0], mesh)
+        *seen, grads = _in_chunks(task_loss, params, own, tasks, size)
+        seen, grads = devices.exchange(seen, grads, mesh)
         return *seen, grads, decided
-    if layout.mesh is None and layout.side_by_side >= num_tasks_of(tasks):
-        return _side_by_side(task_loss, params, tasks, decide)
-    losses, metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
-    decided = decide(losses, metrics)
-    return losses, metrics, contract(decided[0], task_grads), decided
+
+    def between(shared, tasks):
+        params, known = shared
+        *seen, pull_back = _losses(task_loss, params, tasks)
+        seen, _ = devices.exchange(seen, (), mesh)
+        decided = decide(known, *seen)
+        grads = pull_back(devices.own_part(decided[0], mesh))
+        return *seen, devices.exchange((), grads, mesh)[1], decided
+
+    step = devices.on_devices(between if needs_losses else before, mesh, whole=True)
+    return step((params, known), tasks)
 
 
-def _weighted(task_loss, params, tasks, weights):
-    """One chunk with known coefficients."""
-    return _side_by_side(task_loss, params, tasks, lambda losses, metrics: (weights, ()))[:3]
-
-
-def _side_by_side(task_loss, params, tasks, decide):
-    """One chunk: the coefficients are the cotangent of its vector of losses."""
+def _losses(task_loss, params, tasks):
+    """Losses and metrics of tasks side by side, and what pulls coefficients back through them."""
 
     def losses_of(params):
         return jax.vmap(task_loss, in_axes=(None, 0))(params, tasks)
 
     losses, pull_back, metrics = jax.vjp(losses_of, params, has_aux=True)
-    decided = decide(losses, metrics)
-    (grads,) = pull_back(decided[0].astype(losses.dtype))
-    return losses, metrics, grads, decided
+    return losses, metrics, lambda weights: pull_back(weights.astype(losses.dtype))[0]
+
+
+def _weighted(task_loss, params, tasks, weights):
+    """One chunk with known coefficients, which are the cotangent of its vector of losses."""
+    *seen, pull_back = _losses(task_loss, params, tasks)
+    return *seen, pull_back(weights)
 
 
 def _in_chunks(task_loss, params, weights, tasks, size):

@@ -15,6 +15,7 @@ and what `average_metrics` gives.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import signal
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maml_jax import checkpoints
+from maml_jax import checkpoints, processes
 from maml_jax.diagnosis import Diagnosis
 from maml_jax.evaluation import Evaluation
 from maml_jax.inner_loop import MetaParams
@@ -32,9 +33,12 @@ from maml_jax.metrics_log import append_metrics, average_metrics, truncate_metri
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.outer_loop import run_outer_steps
 from maml_jax.outer_state import OuterState, OuterStep
+from maml_jax.progress import Progress as Progress
+from maml_jax.progress import resume as resume
+from maml_jax.progress import start as start
 from maml_jax.schedule import Schedule
 from maml_jax.stop_signals import stop_requests
-from maml_jax.tasks import Params, Sampler
+from maml_jax.tasks import Sampler
 
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 """What a process that stopped on a signal should exit with; 75 means "resume me"."""
@@ -60,85 +64,8 @@ class DivergedError(FloatingPointError):
     """No task of ten or more meta-batches in a row had a finite loss and gradient."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is: what a checkpoint holds.
-
-    Attributes:
-      state: the outer state.
-      best_params: meta-parameters with the best validation so far; without validation,
-        the last ones.
-      best_value: their headline metric; NaN before the first validation.
-      best_step: their step.
-    """
-
-    state: OuterState
-    best_params: MetaParams
-    best_value: Any
-    best_step: Any
-
-    @property
-    def step(self) -> int:
-        """Number of outer steps done."""
-        return int(self.state.step)
-
-
 Report = Callable[[int, dict[str, float], Evaluation | None], None]
 """`(step, metrics, evaluation or None)`: called after each compiled call and validation."""
-
-
-def start(outer: OuterStep, params: Params) -> Progress:
-    """Gives the progress of a run that has made no step.
-
-    Args:
-      outer: the outer step.
-      params: the initial parameters.
-
-    Returns:
-      The progress, its best parameters being the initial ones.
-
-    Example:
-      >>> import jax.numpy as jnp, optax
-      >>> import maml_jax as mj
-      >>> from maml_jax import training
-      >>> loss_fn = mj.losses.regression(lambda params, inputs, mask: inputs @ params)
-      >>> outer = mj.make_outer_step(loss_fn, mj.maml(optax.sgd(0.1), 1), optax.sgd(0.1))
-      >>> training.start(outer, jnp.zeros((1, 1))).step
-      0
-    """
-    state = outer.init(params)
-    return Progress(
-        state=state,
-        best_params=state.params,
-        best_value=np.float64(np.nan),
-        best_step=np.int64(0),
-    )
-
-
-def resume(run_dir: str | pathlib.Path, progress: Progress, config: dict[str, Any]) -> Progress:
-    """Reads the newest sound checkpoint of a run, if it has one.
-
-    Args:
-      run_dir: the run's folder.
-      progress: what `start` gave; its arrays say what to expect.
-      config: the run's settings, which must be those of the checkpoint.
-
-    Returns:
-      The progress from which to go on.
-
-    Raises:
-      CheckpointCorruptError: if there are checkpoints, but none is sound.
-      CheckpointMismatchError: if they are of another model, optimizer or configuration.
-
-    Example:
-      >>> from maml_jax import training
-      >>> training.resume("no_such_run", "as it was", {})
-      'as it was'
-    """
-    saved = pathlib.Path(run_dir) / "checkpoints"
-    restored = checkpoints.restore(saved, progress, config=config)
-    return progress if restored is None else restored.state
 
 
 def train(
@@ -157,7 +84,8 @@ def train(
     """Trains from `progress` to the end of the schedule, saving on the way.
 
     On SIGTERM or Ctrl-C it saves at the end of the compiled call that is running, and of
-    the validation if one is due.
+    the validation if one is due. Several processes (`maml_jax.processes`) all call it; a
+    signal to one stops all at the same step, and process 0 writes.
 
     Args:
       outer: the outer step.
@@ -202,13 +130,13 @@ def train(
       2
     """
     saved, log = pathlib.Path(run_dir) / "checkpoints", pathlib.Path(run_dir) / "metrics.jsonl"
-    checkpoints.check_writable(saved, 2 * _num_bytes(progress))
-    checkpoints.clear_unfinished(saved)
-    truncate_metrics(log, progress.step)
+    processes.first_does(functools.partial(_prepare, saved, log, progress))
     save = functools.partial(checkpoints.save, saved, config=config or {})
     dead_steps = 0
     with stop_requests() as request:
-        while progress.step < schedule.num_steps:
+        for call in itertools.count():
+            if progress.step >= schedule.num_steps:
+                break
             before, began = progress, time.monotonic()
             try:
                 progress, metrics = _one_call(
@@ -220,19 +148,33 @@ def train(
             dead_steps = _check_alive(metrics["n_valid"], dead_steps, progress.step)
             averages = average_metrics(metrics)
             seconds = time.monotonic() - began
-            append_metrics(log, {"step": progress.step, "seconds": seconds, **averages})
+            _log(log, {"step": progress.step, "seconds": seconds, **averages})
             report(progress.step, averages, None)
             due = functools.partial(schedule.is_due, before=before.step, after=progress.step)
             if validate is not None and due(schedule.validate_every):
                 progress = _validated(progress, validate, report, log)
             if diagnose is not None and due(schedule.diagnose_every):
                 found = diagnose(progress.state).as_dict()
-                append_metrics(log, {"step": progress.step, "diagnosis": found})
-            if request.signal is not None or due(schedule.checkpoint_every):
+                _log(log, {"step": progress.step, "diagnosis": found})
+            stopped_by = request.agreed(call)
+            if stopped_by is not None or due(schedule.checkpoint_every):
                 save(progress.step, progress)
-            if request.signal is not None:
-                raise TrainingStopped(progress.step, request.signal)
+            if stopped_by is not None:
+                raise TrainingStopped(progress.step, stopped_by)
     return progress
+
+
+def _prepare(saved: pathlib.Path, log: pathlib.Path, progress: Progress) -> None:
+    """Makes the folder ready for a run that goes on from a step."""
+    checkpoints.check_writable(saved, 2 * _num_bytes(progress))
+    checkpoints.clear_unfinished(saved)
+    truncate_metrics(log, progress.step)
+
+
+def _log(log: pathlib.Path, row: dict[str, Any]) -> None:
+    """Appends a line to the log, which process 0 keeps."""
+    if processes.is_first():
+        append_metrics(log, row)
 
 
 def _one_call(
@@ -263,7 +205,7 @@ def _one_call(
 def _validated(progress: Progress, validate, report: Report, log: pathlib.Path) -> Progress:
     """Validates, logs, and keeps the parameters if they are the best so far."""
     evaluation = validate(progress.state.params)
-    append_metrics(log, {"step": progress.step, "validation": evaluation.as_dict()})
+    _log(log, {"step": progress.step, "validation": evaluation.as_dict()})
     higher_is_better = evaluation.metric == "accuracy"
     best = float(progress.best_value)
     better = evaluation.mean > best if higher_is_better else evaluation.mean < best

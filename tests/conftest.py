@@ -1,6 +1,7 @@
 """Strict settings for the whole suite: 64-bit, no silent broadcasting, no reused key.
 
-The CPU counts as four devices, of which tests use one unless they make a mesh.
+The CPU counts as four devices, or `MAML_JAX_TEST_DEVICES`, of which tests use one unless they make
+a mesh.
 `MAML_JAX_TEST_X64=0` runs the same suite in JAX's default 32-bit mode, which is what
 users run; tolerances that depend on the precision come from the `tolerance` fixture.
 Nearly all of the time is spent compiling programs that run once, so they are compiled with
@@ -23,7 +24,7 @@ if os.environ.get("MAML_JAX_TEST_OPTIMIZED", "0") != "1":
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("MAML_JAX_TEST_DEVICES", "4")))
 jax.config.update("jax_enable_x64", X64)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

@@ -1,8 +1,6 @@
 """The meta-batch over simulated devices gives what one device gives."""
 
 import functools
-import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ from jax.sharding import Mesh
 import maml_jax as mj
 import problems
 from maml_jax import devices
+from maml_jax.benchmarking import exchanges
 
 RULES = {
     "mean": "mean",
@@ -128,18 +127,8 @@ def test_one_sum_over_devices_of_the_size_of_the_parameters():
     state = outer.init(jnp.zeros(problems.DIM))
     tasks = problems.linear_tasks(num_tasks=8)
     text = jax.jit(outer.update).lower(state, tasks).compile().as_text()
-    assert exchanges(text) == [("all-reduce", problems.DIM + 2 * 8)]
-
-
-def exchanges(text):
-    """Kind and number of elements of each exchange between devices in a compiled program."""
-    kinds = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|ragged-all-to-all"
-    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
-    return [
-        (kind, sum(math.prod(map(int, filter(None, dims.split(",")))) for dims in sizes))
-        for shapes, kind in found
-        for sizes in [re.findall(r"\w+\[([\d,]*)\]", shapes)]
-    ]
+    found = [(exchange.kind, exchange.elements) for exchange in exchanges(text)]
+    assert found == [("all-reduce", problems.DIM + 2 * 8)]
 
 
 def test_task_mesh_takes_a_divisor():

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(maml_jax.__file__).parent
 # Each module imports only from its left; a leaf imports nothing of the chain but these.
 CHAIN = [
     "host",
+    "processes",
     "chunks",
     "tasks",
     "losses",
@@ -33,6 +34,7 @@ CHAIN = [
     "reduction_report",
     "gains",
     "devices",
+    "placement",
     "layout",
     "task_axis",
     "nonfinite",
@@ -49,8 +51,10 @@ CHAIN = [
     "metrics_log",
     "stop_signals",
     "checkpoint_files",
+    "checkpoint_reading",
     "checkpoints",
     "schedule",
+    "progress",
     "training",
     "recipes",
     "run_folder",
@@ -62,6 +66,7 @@ CHAIN = [
     "reporting",
     "runs",
     "command_tools",
+    "training_commands",
     "cli",
 ]
 LEAVES = {

@@ -97,7 +97,8 @@ def test_cores_share_large_tasks_and_many_small_ones(large, shared, num_tasks, w
     """A task keeps 20 numbers; limits are in numbers, and 6 tasks of 20 are 120."""
     monkeypatch.setattr(layout, "_LARGE_TASK_BYTES", large * params().dtype.itemsize)
     monkeypatch.setattr(layout, "_SHARED_BYTES", shared * params().dtype.itemsize)
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+    two = jax.devices()[:2]
+    monkeypatch.setattr(jax, "devices", lambda: two)
     mesh = layout.mesh_for(task_loss, params(), tasks(), num_tasks)
     assert (mesh and mesh.size) == want
 

@@ -1,0 +1,115 @@
+"""`maml-jax train` and `maml-jax resume`: alone, or as one of several processes."""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+
+from maml_jax import processes, reporting, runs
+from maml_jax.command_tools import RunFolder, parse, preset_first
+from maml_jax.processes import Cluster
+from maml_jax.recipes import PRESETS, Config
+from maml_jax.reporting import say
+from maml_jax.run_folder import resume_command
+from maml_jax.training import TrainingStopped
+
+_ALONE = Cluster()
+
+
+def train(words: list[str]) -> None:
+    """Runs `maml-jax train`.
+
+    Args:
+      words: what follows the command.
+    """
+    name, rest = preset_first(words)
+    hint = f"(default: runs/{name}, or the next number)"
+    folder = tyro.conf.arg(metavar="FOLDER", help_behavior_hint=hint)
+
+    def asked(
+        config: Config = PRESETS[name],
+        *,
+        run_dir: Annotated[pathlib.Path | None, folder] = None,
+        cluster: Cluster = _ALONE,
+    ) -> tuple[Config, pathlib.Path | None, Cluster]:
+        """Meta-trains a preset, evaluates it on meta-test tasks, and draws what came out.
+
+        Flags change the preset's settings. Name another preset before the flags, as in
+        `maml-jax train sinusoid-10shot-finn2017`; `maml-jax presets` lists them.
+
+        Args:
+          config: the settings, of which the preset gives the defaults.
+          run_dir: folder to keep the run in; it must hold no run yet.
+          cluster: the processes that train together.
+        """
+        return config, run_dir, cluster
+
+    command = f"train {name}" if rest != words else "train"
+    config, run_dir, cluster = parse(asked, rest, command)
+    console = _join(cluster)
+    run_dir = run_dir or runs.new_run_dir(name)
+    devices, several = jax.devices(), processes.several()
+    places = f" in {jax.process_count()} processes" if several else ""
+    say(console, f"{name} in {run_dir}, on {len(devices)} x {devices[0].device_kind}{places}")
+    _report(console, run_dir, lambda: runs.start_run(config, run_dir, console=console))
+
+
+def resume(words: list[str]) -> None:
+    """Runs `maml-jax resume`.
+
+    Args:
+      words: what follows the command.
+    """
+
+    def asked(run: RunFolder, *, cluster: Cluster = _ALONE) -> tuple[pathlib.Path, Cluster]:
+        """Goes on with a run from its newest checkpoint, as if it had never stopped.
+
+        A run that is trained to the end is only evaluated and drawn again.
+
+        Args:
+          run: the run's folder.
+          cluster: the processes that train together; process 0 needs the folder.
+        """
+        return run, cluster
+
+    run_dir, cluster = parse(asked, words, "resume")
+    console = _join(cluster)
+    _report(console, run_dir, lambda: runs.resume_run(run_dir, console=console))
+
+
+def _join(cluster: Cluster) -> Console:
+    """Joins the other processes, and gives the console: a silent one in all but the first."""
+    processes.connect(cluster)
+    return Console(quiet=cluster.distributed and not processes.is_first())
+
+
+def _report(console: Console, run_dir: pathlib.Path, run: Callable[[], dict[str, Any]]) -> None:
+    """Runs, then shows what came out; on a stop, how to go on."""
+    began = time.monotonic()
+    try:
+        result = run()
+    except (TrainingStopped, KeyboardInterrupt) as stop:
+        if isinstance(stop, TrainingStopped):
+            say(console, f"{stop}; the state is saved.")
+        _say_how_to_go_on(console, run_dir)
+        raise
+    except (RuntimeError, ValueError) as error:
+        if processes.connected() and processes.is_loss(error):
+            _say_how_to_go_on(console, run_dir)
+        raise
+    console.print(reporting.result_table(result))
+    say(console, result["summary"])
+    if result["reported"]:
+        say(console, f"reported by the source: {result['reported']}")
+    seconds = time.monotonic() - began
+    say(console, f"Done in {seconds:.0f} s; result.json and pictures are in {run_dir}")
+
+
+def _say_how_to_go_on(console: Console, run_dir: pathlib.Path) -> None:
+    if (run_dir / "config.json").exists():
+        again = ", in every process with --distributed" if processes.several() else ""
+        say(console, f"Go on with{again}:\n  {resume_command(run_dir)}")
