@@ -82,7 +82,7 @@ def known_everywhere(tree: Any, mesh: Mesh | None) -> Any:
     return _constrained(tree, mesh, ())
 
 
-def by_coordinate(task_grads: Any, mesh: Mesh | None) -> Any:
+def by_coordinate(task_grads: Any, mesh: Mesh | None, *, leading: int = 1) -> Any:
     """In compiled code, gives each device some coordinates of every task instead of some tasks.
 
     Inner products and whatever works coordinate by coordinate then need no more than this one
@@ -92,11 +92,12 @@ def by_coordinate(task_grads: Any, mesh: Mesh | None) -> Any:
     Args:
       task_grads: a tree of arrays `[T, ...]`.
       mesh: the devices; None leaves the tree as it is.
+      leading: how many axes stay whole; 0 for a tree without the axis `T`; static.
 
     Returns:
       The tree. An array without an axis that the devices divide is whole on each.
     """
-    return _constrained(task_grads, mesh, (MODEL_AXIS, AXIS), leading=1)
+    return _constrained(task_grads, mesh, (MODEL_AXIS, AXIS), leading)
 
 
 def _constrained(tree, mesh, axes, leading=0):

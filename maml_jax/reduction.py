@@ -187,6 +187,9 @@ def _per_task(
     grads, coefficients, state, evidence = ladder.reduce_task_grads(
         aggregation, task_grads, evidence, state
     )
+    if aggregation.level >= Level.GRAM:
+        # Else XLA gathers the gradients of all tasks to contract them, rather than the result.
+        grads = placement.by_coordinate(grads, layout.mesh, leading=0)
     measures_spread |= aggregation.level >= Level.NORMS
     spread = spread_of(task_grads, evidence.valid) if measures_spread else None
     return _Parts(

@@ -14,7 +14,7 @@ def sq_norms(task_grads: Any) -> jax.Array:
     """Computes ‖gᵢ‖² `[T]` of a tree of per-task gradients `[T, ...]`, in float32 or more."""
 
     def squares(g):
-        return jnp.square(_wide(g)).reshape(len(g), -1).sum(axis=1)
+        return jnp.square(_wide(g)).sum(axis=_coordinates(g))
 
     return functools.reduce(jnp.add, [squares(g) for g in jax.tree.leaves(task_grads)])
 
@@ -23,8 +23,8 @@ def gram(task_grads: Any) -> jax.Array:
     """Computes ⟨gᵢ, gⱼ⟩ `[T, T]` of a tree `[T, ...]`, leaf by leaf, in float32 or more."""
 
     def products(g):
-        rows = _wide(g).reshape(len(g), -1)
-        return jnp.matmul(rows, rows.T, precision="highest")
+        rows, axes = _wide(g), _coordinates(g)
+        return jnp.tensordot(rows, rows, axes=(axes, axes), precision="highest")
 
     return functools.reduce(jnp.add, [products(g) for g in jax.tree.leaves(task_grads)])
 
@@ -129,6 +129,14 @@ def _check_combined(aggregation: Aggregation, grads: Any, task_grads: Any) -> No
             f"aggregation {aggregation.name!r} must return one gradient without the task axis, "
             f"of shapes {want}, got {got}."
         )
+
+
+def _coordinates(task_grad: jax.Array) -> tuple[int, ...]:
+    """Gives the axes behind the task axis.
+
+    Made one by a reshape, an axis that devices share would be gathered on each of them first.
+    """
+    return tuple(range(1, task_grad.ndim))
 
 
 def _wide(array: jax.Array) -> jax.Array:
