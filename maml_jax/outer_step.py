@@ -153,7 +153,8 @@ def make_outer_step(
     @functools.partial(jax.jit, static_argnames="noise")
     def compiled_evidence(state, tasks, mask, *, noise):
         rule = _NOISE_OBSERVER if noise else _OBSERVER
-        return reduce(state, tasks, None, mask, rule=rule, skips=True).evidence
+        reduced = reduce(state, tasks, None, mask, rule=rule, skips=True)
+        return placement.known_everywhere(reduced.evidence, mesh)
 
     def at_the_door(state, tasks, weights, mask, *, rule=rule):
         if not isinstance(state, OuterState):
