@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from maml_jax.host import cpu_cores, library_versions
 _SIZE = 4096
 PRODUCT_FLOPS = 2 * _SIZE**3  # Of the product of `product_rate`.
 COPY_BYTES = 2 * 2**28  # Of the copy of `copy_rate`, read and written.
+
+_EXCHANGES = "all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,8 +168,89 @@ def cost(function: Callable, *arguments: Any) -> Cost:
     Returns:
       The cost.
     """
-    analysis = jax.jit(function).lower(*arguments).compile().cost_analysis() or {}
+    return cost_of(jax.jit(function).lower(*arguments).compile())
+
+
+def cost_of(compiled: Any) -> Cost:
+    """Counts what a compiled program does, as XLA does; of several devices' what each does.
+
+    Args:
+      compiled: what `jax.jit(...).lower(...).compile()` gives.
+
+    Returns:
+      The cost; the body of a loop counts once.
+    """
+    analysis = compiled.cost_analysis() or {}
     return Cost(*(float(analysis.get(name, math.nan)) for name in ("flops", "bytes accessed")))
+
+
+class Exchange(NamedTuple):
+    """One exchange between devices in a compiled program.
+
+    Attributes:
+      kind: such as "all-reduce", as XLA calls it.
+      elements: how many numbers its result holds on one device.
+      num_bytes: of that result.
+      devices: how many devices exchange among themselves.
+    """
+
+    kind: str
+    elements: int
+    num_bytes: int
+    devices: int
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that each device sends where each sends as little as it can, as in a ring."""
+        others = (self.devices - 1) / self.devices
+        times = {"all-reduce": 2 * others, "reduce-scatter": self.devices - 1}
+        return times.get(self.kind, 1 if "permute" in self.kind else others) * self.num_bytes
+
+
+def exchanges(program: str) -> list[Exchange]:
+    """Reads every exchange between devices out of a compiled program.
+
+    Args:
+      program: its text, from `compiled.as_text()`. An exchange in the body of a loop counts
+        once; of those that a program starts and waits for, only all-reduces are counted right.
+
+    Returns:
+      The exchanges, in the order of the text.
+
+    Example:
+      >>> from maml_jax.benchmarking import exchanges
+      >>> line = "%a = (f32[2,3]{1,0}, f32[]) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}"
+      >>> exchanges(line)
+      [Exchange(kind='all-reduce', elements=7, num_bytes=28, devices=2)]
+      >>> exchanges(line)[0].sent_bytes
+      28.0
+    """
+    partitions = re.search(r"num_partitions=(\d+)", program)
+    found = []
+    for shapes, kind, rest in re.findall(rf"= (.*?) ({_EXCHANGES})(?:-start)?\((.*)", program):
+        sizes = [
+            (math.prod(int(n) for n in dims.split(",") if n), int(bits or 8) // 8)  # A "pred" is 8.
+            for bits, dims in re.findall(r"[a-z]+(\d*)\w*\[([\d,]*)\]", shapes)
+        ]
+        elements = sum(size for size, _ in sizes)
+        num_bytes = sum(size * width for size, width in sizes)
+        count = _devices_of(rest, int(partitions.group(1)) if partitions else 1)
+        found.append(Exchange(kind, elements, num_bytes, count))
+    return found
+
+
+def _devices_of(text: str, num_devices: int) -> int:
+    """Reads how many devices exchange among themselves, in each way that XLA writes it."""
+    if "source_target_pairs=" in text:
+        return 2
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return listed.group(1).count(",") + 1
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
+        return int(counted.group(1))
+    if named := re.search(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}", text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named.group(1)))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", named.group(2)))
+    return num_devices
 
 
 def relative_error(got: Any, want: Any) -> float:

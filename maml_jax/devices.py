@@ -112,7 +112,7 @@ def on_devices(function: Callable, mesh: Mesh | None, *, whole: bool = False) ->
       >>> print(on_devices(lambda factor, x: factor * x, mesh)(2, jnp.arange(3)))
       [0 2 4]
     """
-    if mesh is None or task_shards(mesh) == 1:
+    if mesh is None or _undivided(mesh):
         return function
     split, same = PartitionSpec(AXIS), PartitionSpec()
     # With `check_vma`, `jax.grad` in an inner loop would add up the gradients of all devices'
@@ -144,10 +144,15 @@ def exchange(of_tasks: Any, to_sum: Any, mesh: Mesh | None) -> tuple[Any, Any]:
       >>> exchange({"loss": 1.0}, {"gradient": 2.0}, None)
       ({'loss': 1.0}, {'gradient': 2.0})
     """
-    if mesh is None or task_shards(mesh) == 1:
+    if mesh is None or _undivided(mesh):
         return of_tasks, to_sum
     among_all = jax.tree.map(functools.partial(_among_all, mesh), of_tasks)
     return _summed((among_all, to_sum), mesh)
+
+
+def _undivided(mesh: Mesh) -> bool:
+    """Says whether "model" is the only axis that divides: XLA refuses sums over the other then."""
+    return task_shards(mesh) == 1 and MODEL_AXIS in mesh.axis_names
 
 
 def own_part(of_tasks: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -160,7 +165,7 @@ def own_part(of_tasks: jax.Array, mesh: Mesh | None) -> jax.Array:
     Returns:
       An array `[T/D, ...]`.
     """
-    if mesh is None or task_shards(mesh) == 1:
+    if mesh is None or _undivided(mesh):
         return of_tasks
     count = tasks_per_device(len(of_tasks), mesh)
     return jax.lax.dynamic_slice_in_dim(of_tasks, jax.lax.axis_index(AXIS) * count, count)

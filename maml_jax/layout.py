@@ -36,8 +36,10 @@ _SHARED_BYTES = 3 * 2**18
 
 # The part of an accelerator's memory that what is kept may take. XLA's temporary memory was 1.4 to
 # 1.5 times what is kept (W1 and W2 of benchmarks/workloads.py, reverse and mixed mode), and
-# parameters, optimizer and data need room too.
-_MEMORY_SHARE = 0.5
+# parameters, optimizer and data need room too. A TPU pads arrays to tiles of 8 x 128: there it was
+# 2.1 to 4.7 times (benchmarks/tpu_compile.py).
+_MEMORY_SHARE = {"tpu": 0.25}
+_OTHERS_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,9 +82,9 @@ def layout_of(
 ) -> Layout:
     """Resolves a task axis to the number of tasks that run side by side.
 
-    "auto" takes as many as may keep their activations at once: on an accelerator in half of its
-    memory, where batched products are fast; on a CPU one at a time if a task keeps more than
-    1 MiB, else as many as keep 64 MiB, or on several cores 1 MiB each.
+    "auto" takes as many as may keep their activations at once: in half of a GPU's memory, or a
+    quarter of a TPU's, where batched products are fast; on a CPU one at a time if a task keeps
+    more than 1 MiB, else as many as keep 64 MiB, or on several cores 1 MiB each.
 
     Args:
       task_axis: "auto", "vmap", "scan" or a chunk size.
@@ -177,4 +179,4 @@ def _tasks_that_fit(bytes_each: int, mesh: Mesh | None) -> int:
             return 1
         return (_SMALL_TASKS_BYTES if mesh is None else _LARGE_TASK_BYTES) // bytes_each
     limit = (device.memory_stats() or {}).get("bytes_limit", sys.maxsize)  # Some do not tell.
-    return int(_MEMORY_SHARE * limit) // bytes_each
+    return int(_MEMORY_SHARE.get(device.platform, _OTHERS_SHARE) * limit) // bytes_each

@@ -66,7 +66,7 @@ def make_outer_step(
       gain: how far a step goes for the number of tasks, a value of `maml_jax.gains`; it
         multiplies the optimizer's update. None leaves it as it is.
       task_axis: "vmap" runs all tasks side by side, "scan" one after the other, a number
-        so many at a time. "auto" takes as many as fit in half of an accelerator's memory;
+        so many at a time. "auto" takes as many as fit in an accelerator's memory;
         on a CPU one at a time if they are large (`maml_jax.layout`). It changes speed and
         memory, never the result.
       mesh: devices that share the tasks, with an axis "tasks" whose size divides T. With an

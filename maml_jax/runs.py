@@ -21,14 +21,14 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from maml_jax import checkpoints, diagnosing, processes, training
+from maml_jax import checkpoints, diagnosing, processes, run_lock, training
 from maml_jax.assembly import Problem, assemble, pixel_baseline
 from maml_jax.diagnosis import Diagnosis
 from maml_jax.evaluation import Evaluation
 from maml_jax.metrics_log import read_metrics
 from maml_jax.pictures import draw_all
 from maml_jax.recipes import Config
-from maml_jax.reporting import progress_report
+from maml_jax.reporting import progress_report, say
 from maml_jax.run_folder import (
     checked_settings,
     read_config,
@@ -53,13 +53,16 @@ def start_run(config: Config, run_dir: str | os.PathLike, *, console: Console) -
     Raises:
       FileExistsError: if the folder holds a run, or checkpoints of one.
       CheckpointWriteError: if the folder cannot be written.
+      RunLockedError: if another process trains in it.
       TrainingStopped: after a stop signal, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
     processes.first_does(lambda: _check_new(run_dir))
     problem = assemble(config)
-    processes.first_does(lambda: _begin(run_dir, config))
-    return _train(problem, run_dir, training.start(problem.outer, problem.params), console)
+    processes.first_does(lambda: checkpoints.check_writable(run_dir / "checkpoints", 0))
+    with run_lock.held(run_dir, lambda line: say(console, line)):
+        processes.first_does(lambda: _begin(run_dir, config))
+        return _train(problem, run_dir, training.start(problem.outer, problem.params), console)
 
 
 def resume_run(run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any]:
@@ -78,20 +81,22 @@ def resume_run(run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any
     Raises:
       FileNotFoundError: if the folder holds no run.
       CheckpointCorruptError: if there are checkpoints, but none is sound.
+      RunLockedError: if another process trains in the folder.
       TrainingStopped: after a stop signal, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
     problem = assemble(_config_for_all(run_dir))
     fresh = training.start(problem.outer, problem.params)
-    progress = training.resume(run_dir, fresh, checked_settings(problem.config))
-    if progress is fresh:
-        line = "There is no checkpoint yet: starting at step 0."
-    elif progress.step >= problem.config.outer_steps:
-        line = f"All {progress.step:,} steps are done: evaluating again."
-    else:
-        line = f"Going on after step {progress.step:,} of {problem.config.outer_steps:,}."
-    console.print(line, highlight=False)
-    return _train(problem, run_dir, progress, console)
+    with run_lock.held(run_dir, lambda line: say(console, line)):
+        progress = training.resume(run_dir, fresh, checked_settings(problem.config))
+        if progress is fresh:
+            line = "There is no checkpoint yet: starting at step 0."
+        elif progress.step >= problem.config.outer_steps:
+            line = f"All {progress.step:,} steps are done: evaluating again."
+        else:
+            line = f"Going on after step {progress.step:,} of {problem.config.outer_steps:,}."
+        say(console, line)
+        return _train(problem, run_dir, progress, console)
 
 
 def _check_new(run_dir: pathlib.Path) -> None:
@@ -103,7 +108,7 @@ def _check_new(run_dir: pathlib.Path) -> None:
 
 
 def _begin(run_dir: pathlib.Path, config: Config) -> None:
-    checkpoints.check_writable(run_dir / "checkpoints", 0)
+    _check_new(run_dir)  # Another process may have begun one since.
     write_config(run_dir, config)
 
 
@@ -281,7 +286,8 @@ def _finish(problem: Problem, run_dir: pathlib.Path, progress: training.Progress
     }
     if not processes.is_first():
         return result, []
-    result["training_seconds"] = _training_seconds(run_dir)
+    rows = read_metrics(run_dir / "metrics.jsonl")
+    result["training_seconds"] = sum(row.get("seconds", 0.0) for row in rows)
     write_json(run_dir / "result.json", result)
     return result, _draw(problem, run_dir, progress, test, baselines)
 
@@ -292,7 +298,3 @@ def _draw(problem, run_dir, progress, test, baselines) -> list[pathlib.Path]:
     params, meta_test = processes.on_this_process((progress.best_params, problem.meta_test))
     problem = dataclasses.replace(problem, meta_test=meta_test)
     return draw_all(run_dir, problem, params, rows=rows, test=test, baselines=baselines)
-
-
-def _training_seconds(run_dir: pathlib.Path) -> float:
-    return sum(row.get("seconds", 0.0) for row in read_metrics(run_dir / "metrics.jsonl"))

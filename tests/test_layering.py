@@ -50,6 +50,7 @@ CHAIN = [
     "evaluation",
     "metrics_log",
     "stop_signals",
+    "run_lock",
     "checkpoint_files",
     "checkpoint_reading",
     "checkpoints",

@@ -1,20 +1,22 @@
 """A cache of decoded or generated arrays that never returns a damaged one."""
 
+import glob
 import hashlib
 import logging
 import os
 import pathlib
 import tempfile
-import zipfile
-import zlib
+import time
 from collections.abc import Callable
 
 import numpy as np
 
-from maml_jax.data._folders import cache_folder
+from maml_jax.data._folders import cache_folder, make_folder
 
 _LOG = logging.getLogger(__name__)
 _DIGEST = "sha256"
+# A file is written in seconds: a temporary one that is older is of a killed process.
+_ABANDONED_SECONDS = 3600.0
 
 
 def cached_arrays(
@@ -41,7 +43,8 @@ def cached_arrays(
     if path.is_file():
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:
+            # Any: a flipped bit may say "encrypted", "unknown compression" or "huge array".
             _LOG.warning("Building %s again: it is damaged (%s).", path, error)
     arrays = build()
     try:
@@ -59,15 +62,19 @@ def fingerprint(*parts: object) -> str:
 def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
     # Opened here, because NumPy leaves its own file open when the archive is bad.
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        # Arrays are stored as they are, so a file that unpacks to more is not ours.
+        if sum(member.file_size for member in file.zip.infolist()) > path.stat().st_size:
+            raise ValueError("it would unpack to more than its size")
         arrays = {name: file[name] for name in file.files}
-    stored = str(arrays.pop(_DIGEST))
-    if stored != _digest(arrays):
-        raise ValueError("its SHA-256 does not match")
+    wanted, got = str(arrays.pop(_DIGEST)), _digest(arrays)
+    if wanted != got:
+        raise ValueError(f"its SHA-256 does not match: {wanted} was kept, {got} is there")
     return arrays
 
 
 def _store(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    _clear_abandoned(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -79,6 +86,13 @@ def _store(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _clear_abandoned(path: pathlib.Path) -> None:
+    """Removes what killed processes left of this file; what a living one writes is younger."""
+    for temporary in path.parent.glob(f"{glob.escape(path.stem)}*.tmp"):
+        if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
+            temporary.unlink(missing_ok=True)
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

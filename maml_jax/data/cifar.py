@@ -33,7 +33,8 @@ def cifar_fs(*, data_dir: str | os.PathLike | None = None) -> Splits:
 
     Raises:
       FileNotFoundError: if the data set is not prepared; nothing is downloaded here.
-      ValueError: if the data set has other counts than the published one.
+      ValueError: if the data set has other counts or names than the published one, or a
+        file is damaged.
 
     Example:
       >>> from maml_jax.data import cifar_fs
@@ -65,7 +66,8 @@ def fc100(*, data_dir: str | os.PathLike | None = None) -> Splits:
 
     Raises:
       FileNotFoundError: if the data set is not prepared; nothing is downloaded here.
-      ValueError: if the data set has other counts than the published one.
+      ValueError: if the data set has other counts or names than the published one, or a
+        file is damaged.
 
     Example:
       >>> from maml_jax.data import fc100
@@ -91,9 +93,9 @@ def _cifar100(data_dir: str | os.PathLike | None) -> ImageClasses:
     """Returns all 100 classes, from both TFDS splits, in the order of their labels."""
     builder = _tfds.prepared_builder("cifar100", data_dir, required=_SIZES)
     info = (builder.data_path / "dataset_info.json").read_text()
-    names = builder.info.features["label"].names
+    names = _tfds.label_names(builder, "label", published_split("cifar_fs"))
+    superclasses = _tfds.label_names(builder, "coarse_label", published_split("fc100"))
     arrays = cached_arrays(f"cifar100-{fingerprint(1, info, names)}", lambda: _decode(builder))
-    superclasses = builder.info.features["coarse_label"].names
     return ImageClasses(
         images=arrays["images"],
         counts=np.full(len(names), _EXAMPLES, np.int32),

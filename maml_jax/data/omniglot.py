@@ -33,8 +33,8 @@ def omniglot(*, data_dir: str | os.PathLike | None = None, image_size: int = 28)
 
     Raises:
       FileNotFoundError: if the data set is not prepared; nothing is downloaded here.
-      ValueError: if `image_size` is no integer of at least 1, or the data set has other
-        counts than the published one.
+      ValueError: if `image_size` is no integer of at least 1, the data set has other counts
+        or names than the published one, or a file is damaged.
 
     Example:
       >>> from maml_jax.data import omniglot
@@ -49,8 +49,13 @@ def omniglot(*, data_dir: str | os.PathLike | None = None, image_size: int = 28)
       Few-shot Learning", NeurIPS 2017. https://arxiv.org/abs/1703.05175
     """
     check_count("image_size", image_size)
+    split = published_split("omniglot_vinyals")
+    characters = {
+        part: [f"{alphabet}_{i}" for alphabet, numbers in content.items() for i in numbers]
+        for part, content in split.items()
+    }
     builder = _tfds.prepared_builder("omniglot", data_dir, required=_SIZES)
-    names = builder.info.features["label"].names
+    names = _tfds.label_names(builder, "label", characters)
     info = (builder.data_path / "dataset_info.json").read_text()
     arrays = cached_arrays(
         f"omniglot-{image_size}-{fingerprint(1, info, names)}",
@@ -65,12 +70,9 @@ def omniglot(*, data_dir: str | os.PathLike | None = None, image_size: int = 28)
         std=(-1.0,),
     )
     index = {name: i for i, name in enumerate(names)}
-    split = published_split("omniglot_vinyals")
-    chosen = {
-        part: [index[f"{alphabet}_{i}"] for alphabet, numbers in content.items() for i in numbers]
-        for part, content in split.items()
-    }
-    return Splits(**{part: select(classes, indices) for part, indices in chosen.items()})
+    return Splits(
+        **{part: select(classes, [index[n] for n in chosen]) for part, chosen in characters.items()}
+    )
 
 
 def _decode(builder: Any, image_size: int) -> np.ndarray:
