@@ -19,6 +19,8 @@ import maml_jax as mj
 import problems
 from test_aggregation import RULES
 
+pytestmark = pytest.mark.slow
+
 COUNTS = (1, 2, 4, 8)
 NUM_TASKS = 8
 MASK = jnp.array([True, False, True, True, False, False, True, True])  # 1 and 3 of halves, 0 to 2.

@@ -128,6 +128,7 @@ def test_losing_either_process_and_stopping_both_change_no_bit(tmp_path, two):
     assert rows(run_dir) == rows(whole)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(tmp_path, two, environment):  # noqa: F811
     """Stopped in the middle, and ended on one device: the state is that of four to 1e-6."""
     whole, run_dir = tmp_path / "whole", tmp_path / "moved"

@@ -90,6 +90,7 @@ def ran(tmp_path_factory):
     return folder, dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+@pytest.mark.slow
 def test_cells_run_from_first_to_last(ran):
     """What they print is what the library says of a run of that size."""
     folder, said = ran
@@ -105,6 +106,7 @@ def test_cells_run_from_first_to_last(ran):
     assert result["test"]["num_tasks"] == 4
 
 
+@pytest.mark.slow
 def test_cells_show_their_pictures(ran):
     """Five of them: two of training, the diagnosis, and two of the run."""
     folder, _ = ran

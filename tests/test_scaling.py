@@ -21,6 +21,8 @@ import maml_jax as mj
 from maml_jax.benchmarking import Exchange, cost_of, exchanges
 
 PROGRAMS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
+pytestmark = pytest.mark.slow
+
 NUM_TASKS = 8
 REPORTED = 3  # Numbers that a task reports: its losses before and after, and its accuracy.
 
