@@ -137,7 +137,7 @@ def _damage_explained(name: str, path: os.PathLike) -> Iterator[None]:
     """Turns what readers raise on a damaged file, which may be anything, into one message."""
     try:
         yield
-    except ZeroDivisionError as error:
+    except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise ValueError(
             f"{name} is damaged and cannot be read ({reason}); remove {path} and "
