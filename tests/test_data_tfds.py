@@ -1,9 +1,13 @@
 """Omniglot, CIFAR-FS and FC100 as prepared by TensorFlow Datasets, and `prepare`."""
 
+import collections
 import json
 import pathlib
+import random
+import re
 import shutil
 import socket
+import subprocess
 import sys
 import time
 import types
@@ -11,8 +15,9 @@ import types
 import numpy as np
 import pytest
 
+import small_omniglot
 from maml_jax.data import _published, cifar, cifar_fs, fc100, omniglot, prepare
-from maml_jax.data._tfds import decode_image, prepared_builder, read_records
+from maml_jax.data._tfds import decode_image, label_names, prepared_builder, read_records
 
 READERS = {"omniglot": omniglot, "cifar_fs": cifar_fs, "fc100": fc100}
 SIZES = {"train": 19_280, "test": 13_180}
@@ -86,6 +91,121 @@ def test_other_counts_are_refused(data_dir, tmp_path, no_network):
     (folder / "dataset_info.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match="'train': 19279"):
         omniglot(data_dir=tmp_path)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A prepared folder of 60 drawings, and a function that reads it anew, past the cache."""
+    monkeypatch.setattr(sys.modules["maml_jax.data.omniglot"], "_SIZES", small_omniglot.SIZES)
+    monkeypatch.setenv("MAML_JAX_CACHE_DIR", str(tmp_path / "cache"))
+    folder = tmp_path / "omniglot" / "3.0.0"
+    small_omniglot.prepare(folder)
+
+    def read():
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        splits = omniglot(data_dir=tmp_path, image_size=4)
+        return b"".join(
+            classes.images.tobytes() + "".join(classes.class_names).encode()
+            for classes in (splits.meta_train, splits.meta_validation, splits.meta_test)
+        )
+
+    return folder, read
+
+
+def test_100_damaged_files_give_an_error_that_says_what_to_do_or_change_nothing(small):
+    """Oracle: what is read from the whole files. Bits, cuts and emptied files, in turn.
+
+    A record may have padding, and some descriptions are not used: these flips change nothing.
+    """
+    folder, read = small
+    whole, rng, found = read(), random.Random(1), collections.Counter()
+    files = sorted(folder.iterdir())
+    assert len(files) == 6
+    advice = f"remove {folder} and run: maml-jax prepare omniglot --data-dir {folder.parents[1]}"
+    for trial in range(102):
+        file = files[trial % 6]
+        content = file.read_bytes()
+        damaged, place = bytearray(content), rng.randrange(8 * len(content))
+        damaged[place // 8] ^= 1 << place % 8
+        kind = ("bit", "bit", "bit", "cut", "emptied")[trial % 5]
+        file.write_bytes({"bit": damaged, "cut": content[: place // 8], "emptied": b""}[kind])
+        try:
+            said = "" if read() == whole else "something else was read"
+        except (ValueError, FileNotFoundError) as error:
+            said = str(error)
+        assert re.fullmatch(rf"|(omniglot |{folder}/).*{advice}", said)
+        found[file.name, "refused" if said else "same"] += 1
+        file.write_bytes(content)
+    assert read() == whole
+    assert found["label.labels.txt", "refused"] == 17
+    assert found["omniglot-train.array_record-00000-of-00001", "refused"] >= 7
+    assert found["dataset_info.json", "refused"] >= 10
+
+
+@pytest.mark.parametrize("feature", ["label", "coarse_label"])
+def test_names_that_are_not_the_published_ones_are_refused(tmp_path, feature):
+    """A superclass of another name would silently leave its classes out of FC100."""
+    split = _published.published_split({"label": "cifar_fs", "coarse_label": "fc100"}[feature])
+    names = sorted(name for part in split.values() for name in part)
+
+    def builder(names):
+        features = {feature: types.SimpleNamespace(names=names)}
+        path = tmp_path / "cifar100" / "3.0.2"
+        info = types.SimpleNamespace(features=features)
+        return types.SimpleNamespace(name="cifar100", data_path=path, info=info)
+
+    assert label_names(builder(names), feature, split) == names
+    changed = [*names[:-1], names[-1][:-1] + "z"]
+    twice = [*names[:-1], names[0]]
+    for wrong in (names[:-1], changed, twice, [*names, names[0]], []):
+        with pytest.raises(
+            ValueError,
+            match=rf"/{feature}.labels.txt must hold the {len(names)} published names once each, "
+            rf"got {len(wrong)} that differ at .*; remove .*3\.0\.2 and run: .*prepare cifar100",
+        ):
+            label_names(builder(wrong), feature, split)
+
+
+KILLED_FIVE_TIMES = """
+import os, pathlib, random, shutil, signal, sys, time
+from tensorflow_datasets.core.utils import incomplete_dir
+from maml_jax.data import omniglot
+
+source, data_dir, rng = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), random.Random(0)
+sys.modules["maml_jax.data.omniglot"]._SIZES = {"train": 40, "test": 20}
+
+def prepare(pause):
+    with incomplete_dir(data_dir / "omniglot" / "3.0.0") as folder:
+        for path in sorted(source.iterdir()):
+            shutil.copy(path, folder)
+            time.sleep(pause)
+
+for trial in range(6):
+    if trial < 5:
+        child = os.fork()
+        if child == 0:
+            prepare(0.05)
+            time.sleep(600)
+        time.sleep(rng.uniform(0.0, 0.28))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    else:
+        prepare(0)
+    try:
+        print(omniglot(data_dir=data_dir, image_size=4).meta_train.num_classes)
+    except FileNotFoundError as error:
+        print(str(error).split(",")[0])
+print(len(list((data_dir / "omniglot").glob("incomplete.*"))))
+"""
+
+
+def test_kill_while_it_is_prepared_leaves_nothing_that_is_read(small, tmp_path):
+    """Five kills in what TFDS prepares in, file by file, then one preparation to the end."""
+    command = [sys.executable, "-c", KILLED_FIVE_TIMES, str(small[0]), str(tmp_path / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    *lines, litter = done.stdout.splitlines()
+    assert lines == ["omniglot must be prepared once"] * 5 + ["1028"]
+    assert 3 <= int(litter) <= 5
 
 
 def test_drawings_equal_an_independent_reduction(data_dir):
