@@ -14,8 +14,8 @@ import types
 
 import numpy as np
 import pytest
-
 import small_omniglot
+
 from maml_jax.data import _published, cifar, cifar_fs, fc100, omniglot, prepare
 from maml_jax.data._tfds import decode_image, label_names, prepared_builder, read_records
 
