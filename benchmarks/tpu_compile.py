@@ -57,7 +57,10 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One program to compile; `model` is the size of the mesh's axis "model"."""
+    """One program to compile.
+
+    `model` is the size of the mesh's axis "model": so many chips then share the tasks of one.
+    """
 
     workload: str
     chips: str
@@ -98,9 +101,8 @@ def side_by_side(case, workload, tasks, num_tasks):
         return case.task_axis
     loss = functools.partial(query_loss, workload.inner(), workload.loss_fn)
     kept = layout.bytes_kept(loss, workload.params, tasks)
-    # A chip that is not here does not tell its memory.
-    fit = layout.tasks_in_memory(kept, CHIPS[case.chips][2], platform="tpu")
-    return chunk_size(num_tasks, int(fit))
+    # A chip that is not here does not tell its memory, so `layout_of` cannot be asked.
+    return chunk_size(num_tasks, int(layout._MEMORY_SHARE["tpu"] * CHIPS[case.chips][2]) // kept)
 
 
 def lowered(case, **sizes):

@@ -94,9 +94,9 @@ def show(path):
 # %% [markdown]
 # ## Train with the library
 #
-# Five characters of one writing system are a task: adapt to one example of each, then name the
-# others. Characters are drawn on the spot; Arabic, Armenian and Hebrew are kept for the test. Data
-# and loop are on the device: `run_outer_steps` draws tasks, adapts and updates, many times a call.
+# Five characters are a task: adapt to one example of each, then name others of them. Characters are
+# drawn on the spot; Arabic, Armenian and Hebrew are kept for the test. Data and loop are on the
+# device: `run_outer_steps` draws tasks, adapts and updates, many times a call.
 
 # %%
 calls, steps_per_call, tasks_per_device, image_size, features = 12, 100, 16, 28, 64
@@ -220,7 +220,7 @@ for name in ("learning_curve", "adaptation"):
 # %% [markdown]
 # ## How fast is it here?
 #
-# Outer steps a second of the paper's Omniglot setting, on noise, in the ways that tasks can run.
+# Tasks a second of the paper's Omniglot setting, on noise, in the ways that tasks can run.
 
 # %%
 preset = "glyphs-5way-1shot" if SMALL else "omniglot-5way-1shot-finn2017"

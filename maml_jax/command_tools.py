@@ -12,7 +12,7 @@ import tyro
 
 from maml_jax import processes
 from maml_jax.checks import nearest
-from maml_jax.data._folders import cache_folder
+from maml_jax.data._folders import cache_folder, private_folder
 from maml_jax.recipes import DEFAULT_PRESET, PRESETS
 
 RunFolder = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -59,9 +59,8 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs between runs where only this user can write, or as JAX is set."""
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = cache_folder() / "compiled"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = private_folder(private_folder(cache_folder()) / "compiled")
     except OSError as error:
         warnings.warn(f"compiled programs are not kept for the next run: {error}.", stacklevel=2)
         return

@@ -70,7 +70,10 @@ def truncate_metrics(path: str | os.PathLike, step: int) -> None:
         return
     kept = [row for row in read_metrics(path) if row["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in kept)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -126,5 +126,9 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        # Without it a power cut can leave the new name on an empty file.
+        os.fsync(file.fileno())
     os.replace(temporary, path)
