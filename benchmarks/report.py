@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [--results benchmarks/results] [--output FILE]
 
-The picture of the peers is written beside the page too, as peers.png.
+The pictures of the peers and of scaling are written beside the page too, as PNG files.
 """
 
 import argparse
@@ -13,6 +13,9 @@ import json
 import pathlib
 
 from matplotlib.figure import Figure
+
+import scaling_picture
+import scaling_tables
 
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0 }
@@ -198,6 +201,16 @@ def kernels(content):
     return table(columns, cells)
 
 
+def scaling(content):
+    """What each of several devices does and exchanges, and the model of TPUs."""
+    parts = [picture(scaling_picture.figure(content))]
+    for title, columns, rows in scaling_tables.tables(content):
+        parts += [f"<h3>{html.escape(title)}</h3>", table(columns, rows)]
+    return "\n".join(parts)
+
+
+PICTURES = {"peers": peers_figure, "scaling": scaling_picture.figure}
+
 SECTIONS = {
     "peers": peers,
     "throughput": throughput,
@@ -205,6 +218,7 @@ SECTIONS = {
     "compile_time": compile_time,
     "kernels": kernels,
     "breakdown": breakdown,
+    "scaling": scaling,
 }
 
 
@@ -221,8 +235,9 @@ def main():
         section = SECTIONS.get(path.stem.split("-")[0])
         if section is None:
             continue
-        if section is peers:
-            save(peers_figure(content), (options.output or path).with_name("peers.png"))
+        if path.stem in PICTURES:
+            beside = (options.output or path).with_name(f"{path.stem}.png")
+            save(PICTURES[path.stem](content), beside)
         facts = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
         parts += [f"<h2>{path.stem}</h2>", f"<p>{html.escape(facts)}</p>", section(content)]
     output = options.output or options.results / "report.html"

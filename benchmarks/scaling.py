@@ -1,7 +1,7 @@
 """How an outer step grows with the devices: the work of each, what they exchange, a paper model.
 
     python benchmarks/scaling.py [--workloads W1 W2 W3] [--devices 1 2 4 8] [--repeats 5]
-                                 [--model-only] [--output FILE]
+                                 [--parts growth rules model] [--output FILE]
 
 On simulated CPU devices of one process. "Strong": the devices share a meta-batch; "weak": each
 device has as many tasks, however many devices there are. Before anything is counted, the gradient
@@ -13,7 +13,8 @@ convolutions are loops. Exchanges are read out of the same program. Seconds and 
 are those of the step as it runs here: with more devices than cores no measure of anything.
 
 The rules of every level are counted on the first workload. `scaling_model.py` then works out the
-time of a step on slices of TPUs: a model, not a measurement.
+time of a step on slices of TPUs: a model, not a measurement. Parts that are left out stay as the
+file has them.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from scaling_model import Work
 NUM_TASKS = {"W1": 32, "W2": 8, "W3": 256}
 TOLERANCE = 1e-12  # Float64, relative to the largest entry of the gradient.
 COUNTS = (1, 2, 4, 8)
+PARTS = ("growth", "rules", "model")
 MODEL_DEVICES = 2  # Of the axis "model", in one more mesh.
 RESULTS = pathlib.Path(__file__).parent / "results"
 RULES = {
@@ -248,6 +250,21 @@ def levels(name, counts):
     return rows
 
 
+def kept(path, content):
+    """Writes results beside those that the file has already; gives all of them."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    for part in ("results", "rules"):
+        new = content.get(part, [])
+        names = {row["workload"] for row in new}
+        rest = [row for row in old.get(part, []) if row["workload"] not in names]
+        both = rest + new if part == "results" else new or rest
+        content[part] = sorted(both, key=lambda row: row["workload"])
+    if "model" in old:
+        content.setdefault("model", old["model"])
+    report_table.write(path, content)
+    return content
+
+
 def main():
     """Measures, prints the tables, writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -256,20 +273,17 @@ def main():
     counts = {"nargs": "+", "type": int, "choices": COUNTS, "default": COUNTS}
     parser.add_argument("--devices", **counts)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--model-only", action="store_true", help="keep the counts of the file")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS / "scaling.json")
     options = parser.parse_args()
     counts = sorted({1, *options.devices})
     jax.config.update("jax_num_cpu_devices", counts[-1])
-    if not options.model_only:
-        content = {"results": []}
+    if "growth" in options.parts:
         for name in options.workloads:
-            content["results"] += grow(name, counts, options.repeats)
-        content["rules"] = levels(options.workloads[0], counts)
-        report_table.write(options.output, content)
-    content = json.loads(options.output.read_text())
-    content["model"] = modelled()
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
+            kept(options.output, {"results": grow(name, counts, options.repeats)})
+    if "rules" in options.parts:
+        kept(options.output, {"rules": levels(options.workloads[0], counts)})
+    content = kept(options.output, {"model": modelled()} if "model" in options.parts else {})
     scaling_tables.show(content)
 
 

@@ -19,7 +19,7 @@ STRONG_TASKS = 256  # Of the meta-batch that ever more chips share.
 SHARE = 0.05  # Of a step that goes into the exchange.
 
 HOP_SECONDS = 1e-6
-SLOW_HOP_SECONDS = 8e-6 / 3  # Of the profile that the same source shows: 8 µs over 3 hops.
+SLOW_HOP_SECONDS = 8e-6 / 3  # A cautious one: a small exchange over 3 hops in 8 µs.
 RING = 16  # Chips of an axis that is closed to a ring.
 ADAM_PASSES = 7  # Reads parameters, gradient and two moments; writes parameters and moments.
 BYTES = 4  # Of a parameter and its gradient: float32.

@@ -11,7 +11,8 @@ PLAIN = ("mean", "mean, masked", "tilted", "norm_clipped", "upgrad", "median")
 
 def figure(content):
     """Draws the four panels."""
-    made = _style.new_figure(10, 7.6, layout="constrained")
+    made = _style.new_figure(10, 8, layout="constrained")
+    made.get_layout_engine().set(h_pad=0.12, w_pad=0.12)
     panels = made.subplots(2, 2).ravel()
     work(panels[0], content["results"])
     sent(panels[1], content["rules"])
@@ -39,14 +40,16 @@ def work(axes, results):
             if rows:
                 parts = [row["flops"] / rows[0]["flops"] for row in rows]
                 style = {"color": colour, "marker": marker, "markersize": sizes[name]}
-                axes.plot([row["devices"] for row in rows], parts, linewidth=1, **style)
+                label = name if scaling == "strong" else None
+                axes.plot(counts, parts, linewidth=1, label=label, **style)
     powers_of_two(axes, counts)
     axes.set_yscale("log", base=2)
     axes.set_yticks([1 / n for n in counts], [f"1/{n}" if n > 1 else "1" for n in counts])
     axes.set_ylim(0.8 / counts[-1], 1.6)
     text = {"fontsize": 8.5, "color": _style.INK}
-    axes.text(counts[0] * 1.1, 1.15, "as many tasks on each device (weak)", **text)
-    axes.text(counts[0] * 1.1, 0.9 / counts[-1], "one meta-batch (strong), on 1/devices", **text)
+    axes.text(counts[0], 1.15, "as many tasks on each device (weak)", **text)
+    axes.text(counts[0], 0.9 / counts[-1], "one meta-batch (strong): all on 1 / devices", **text)
+    axes.legend(frameon=False, fontsize=8.5, loc="center right", bbox_to_anchor=(1, 0.65))
 
 
 def sent(axes, rules):
@@ -82,25 +85,26 @@ def draw(axes, made, table, x_name, value, **where):
 
 def share(axes, made):
     """The exchange's part of a step against the tasks of a chip."""
-    title = f"Exchange's part of a step, v5e-256: {MODEL}"
+    title = f"Exchange's part of a step, v5e-256:\n{MODEL}"
     _style.style_axes(axes, title, "tasks a chip", "")
     draw(axes, made, "steps", "per_chip", "share", slice="v5e-256")
     axes.axhline(paper.SHARE, color=_style.GREY, **_style.DASHED)
     powers_of_two(axes, paper.TASKS_PER_CHIP)
     axes.set_yscale("log")
-    marks = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.3, 1)
-    axes.set_yticks(marks, [f"{mark:.1%}".replace(".0%", "%") for mark in marks])
+    marks = (0.0001, 0.001, 0.01, 0.05, 0.1, 1)
+    axes.set_yticks(marks, [f"{100 * mark:g}%" for mark in marks])
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8.5)
+    axes.set_ylim(1e-6, 1)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower left", handlelength=3.5)
 
 
 def strong(axes, made):
     """Efficiency of chips that share a meta-batch."""
-    title = f"{paper.STRONG_TASKS} tasks on v5e chips: {MODEL}"
+    title = f"Efficiency of v5e chips that share {paper.STRONG_TASKS} tasks:\n{MODEL}"
     _style.style_axes(axes, title, "chips", "time of one chip over chips · time")
     draw(axes, made, "strong", "chips", "strong")
     powers_of_two(axes, sorted({row["chips"] for row in made["strong"]}))
     axes.set_ylim(0, 1.05)
     marks = (0, 0.25, 0.5, 0.75, 1)
     axes.set_yticks(marks, [f"{mark:.0%}" for mark in marks])
-    axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+    axes.legend(frameon=False, fontsize=8.5, loc="lower left", handlelength=3.5)
