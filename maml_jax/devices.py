@@ -191,7 +191,7 @@ def _summed(tree: Any, mesh: Mesh) -> Any:
         return jax.lax.psum(tree, AXIS)
     leaves, structure = jax.tree.flatten(tree)
     summed: list[Any] = [None] * len(leaves)
-    for dtype in {leaf.dtype for leaf in leaves}:
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):  # All processes in one order.
         which = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         flat = jax.lax.psum(jnp.concatenate([leaves[i].ravel() for i in which]), AXIS)
         ends = list(itertools.accumulate(leaves[i].size for i in which))

@@ -66,6 +66,34 @@ def test_two_processes_with_one_seed_end_with_the_same_bits(tmp_path, environmen
     assert rows(one) == rows(two)
 
 
+_PROGRAMS = """
+import hashlib, jax, jax.numpy as jnp, optax
+import maml_jax as mj
+mesh = jax.make_mesh((2,), ("tasks",), axis_types=(jax.sharding.AxisType.Auto,))
+model = mj.models.Mlp(features=(4, 1))
+loss_fn = mj.losses.regression(model.apply)
+def told(params, examples):
+    loss = loss_fn(params, examples)
+    return loss, {"small": (loss > 1) * jnp.int8(1), "half": loss.astype(jnp.float16)}
+tasks = mj.meta_batch(mj.data.sinusoid(), jax.random.key(0), 4)
+for rule in ("mean", mj.aggregation.tilted(1.0), mj.aggregation.pcgrad()):
+    outer = mj.make_outer_step(
+        told, mj.maml(optax.sgd(0.01), 1), optax.adam(1e-3), aggregation=rule, mesh=mesh)
+    state = outer.init(model.init(jax.random.key(1), jnp.zeros((1, 1))))
+    program = jax.jit(outer.update).lower(state, tasks).as_text()
+    print(program.count("all_reduce"), hashlib.sha256(program.encode()).hexdigest())
+"""
+
+
+def test_every_process_makes_the_same_program(environment):  # noqa: F811
+    """Whatever Python's hashes of strings are: else processes would add up unlike arrays."""
+    variables = {**environment, "JAX_NUM_CPU_DEVICES": "2"}
+    running = [start([], {**variables, "PYTHONHASHSEED": str(n)}, _PROGRAMS) for n in range(4)]
+    codes, outs, errs = zip(*map(finish, running), strict=True)
+    assert (codes, errs) == ((0,) * 4, ("",) * 4)
+    assert len(set(outs)) == 1, outs
+
+
 @functools.cache
 def drawn(step, meta_batch_size, num_devices=None, seed=3):
     """The tasks of a step as `run_outer_steps` draws them, on the host."""
@@ -152,12 +180,12 @@ def test_a_damaged_compiled_program_is_not_run(tmp_path):
         (kept,) = tmp_path.glob("jit__lambda*-cache")
         content = kept.read_bytes()
         for _ in range(20):
-            place = rng.randrange(8 * len(content))
+            place = rng.randrange(8 * (len(content) - 5))  # Before the last, padded byte and sum.
             damaged = bytearray(content)
             damaged[place // 8] ^= 1 << place % 8
             kept.write_bytes(damaged)
             with pytest.warns(UserWarning, match="Error reading persistent compilation cache"):
-                assert run() == whole
+                assert run() == whole, f"bit {place} of {len(content)} bytes"
             kept.write_bytes(content)
         assert run() == whole  # Without a warning, which would be an error here.
     finally:
