@@ -29,6 +29,7 @@ TASKS = dataclasses.replace(
     problems.linear_tasks(num_tasks=NUM_TASKS, query=6), task_id=jnp.arange(NUM_TASKS)[::-1]
 )
 SGD = optax.sgd(0.1, momentum=0.5)
+KEEPS_GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-0.1))
 INNER = {
     "maml": mj.maml(SGD, 2),
     "maml looped": mj.maml(SGD, 7),
@@ -58,27 +59,43 @@ def mesh(count):
     return jax.sharding.Mesh(np.array(jax.devices()[:count]), ("tasks",))
 
 
+def problem(kind):
+    """Loss, parameters and tasks."""
+    if kind == "rule":
+        return problems.linear_loss, problems.params(), TASKS
+    return mj.losses.regression(problems.apply_network), problems.network(), sinusoids()
+
+
+@functools.cache
+def adapted_losses(kind, name, count):
+    """The loss of each task after adaptation, by the inner loop alone."""
+    loss_fn, params, tasks = problem(kind)
+    outer = mj.make_outer_step(loss_fn, INNER[name], optax.sgd(0.1), **place(count))
+    return jax.device_get(
+        jnp.where(MASK, outer.evidence(outer.init(params), tasks, mask=MASK).losses, 0)
+    )
+
+
 @functools.cache
 def measured(kind, name, count):
-    """Per-task losses after adaptation, the gradient, and the state and metrics of a step."""
-    place = {} if count is None else {"mesh": mesh(count)}
+    """Per-task losses after adaptation; the state, with the gradient, and metrics of a step."""
+    rule, inner = mj.aggregation.mean(), INNER["maml" if kind == "rule" else name]
     if kind == "rule":
-        rule, inner = RULES[name], INNER["maml"]
+        rule = RULES[name]
         if rule.trait is not None:
             rule = dataclasses.replace(rule, trait=lambda task: 0.5 + task.support.targets[0] ** 2)
-        loss_fn, params, tasks = problems.linear_loss, problems.params(), TASKS
-    else:
-        rule, inner = mj.aggregation.mean(), INNER[name]
-        loss_fn = mj.losses.regression(problems.apply_network)
-        params, tasks = problems.network(), sinusoids()
-    outer = mj.make_outer_step(loss_fn, inner, optax.adam(0.1), aggregation=rule, **place)
-    state = outer.init(params)
+    loss_fn, params, tasks = problem(kind)
+    outer = mj.make_outer_step(loss_fn, inner, KEEPS_GRADIENT, aggregation=rule, **place(count))
     options = {"mask": MASK} | ({"weights": WEIGHTS} if rule.uses_weights else {})
-    losses = jnp.where(MASK, outer.evidence(state, tasks, mask=MASK).losses, 0)
-    grads, metrics = outer.gradient(state, tasks, **options)
-    moved, _ = outer.update(state, tasks, **options)
+    moved, metrics = outer.update(outer.init(params), tasks, **options)
     metrics.pop("side_by_side")
-    return jax.device_get((losses, grads, metrics, moved.aggregation_state))
+    losses = adapted_losses(kind, "maml" if kind == "rule" else name, count)
+    gradient = moved.opt_state[0].trace
+    return losses, *jax.device_get((gradient, metrics, moved.aggregation_state, moved.params))
+
+
+def place(count):
+    return {} if count is None else {"mesh": mesh(count)}
 
 
 @functools.cache
@@ -88,7 +105,7 @@ def sinusoids():
 
 
 def assert_alike(got, want, tolerance):
-    names = ("losses", "gradient", "metrics", "state of the rule")
+    names = ("losses", "gradient", "metrics", "state of the rule", "parameters")
     for name, mine, theirs in zip(names, got, want, strict=True):
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
             scale = max(np.abs(b).max(initial=0), 1e-3)
