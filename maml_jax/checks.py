@@ -1,7 +1,7 @@
 """The checks at the door of an outer step: what a meta-batch must look like.
 
-All look at shapes and dtypes only, so they cost nothing per step: they run while the
-step is traced. Values are checked where they are used, see `losses.cross_entropy`.
+All look at shapes and dtypes only, which takes microseconds and waits for no device. Values are
+checked where they are used, see `losses.cross_entropy`.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ def check_params(params: Any) -> None:
         )
     if not jax.tree.leaves(params):
         raise ValueError("params must hold at least one array, got an empty tree.")
-    for path, leaf in _named_leaves("params", params):
+    for path, leaf in named_leaves("params", params):
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, np.inexact):
             raise TypeError(
@@ -92,36 +92,10 @@ def check_params(params: Any) -> None:
             )
 
 
-def check_opt_state(opt_state: Any, want: Any) -> None:
-    """Refuses an optimizer state that is not of the optimizer and parameters at hand.
-
-    Args:
-      opt_state: what a caller passed.
-      want: a state of the optimizer for the parameters, of arrays or their shapes.
-
-    Raises:
-      ValueError: naming the first leaf that differs, or the structures.
-    """
-    rule = "opt_state must be of the outer optimizer of this outer step, as outer.init makes it"
-    got, wanted = (
-        {path: f"shape {np.shape(leaf)}" for path, leaf in _named_leaves("opt_state", tree)}
-        for tree in (opt_state, want)
-    )
-    for path in {**wanted, **got}:
-        if got.get(path) != wanted.get(path):
-            raise ValueError(
-                f"{rule}: {path} must have {wanted.get(path, 'no entry')}, got "
-                f"{got.get(path, 'no entry')}."
-            )
-    structures = jax.tree.structure(want), jax.tree.structure(opt_state)
-    if structures[0] != structures[1]:
-        raise ValueError(f"{rule}: its structure must be {structures[0]}, got {structures[1]}.")
-
-
 def _check_examples(name: str, examples: Examples) -> int:
     """Checks one set of a meta-batch; returns its number of tasks."""
-    inputs = _named_leaves(f"{name}.inputs", examples.inputs)
-    targets = _named_leaves(f"{name}.targets", examples.targets)
+    inputs = named_leaves(f"{name}.inputs", examples.inputs)
+    targets = named_leaves(f"{name}.targets", examples.targets)
     for field, leaves in (("inputs", inputs), ("targets", targets)):
         if not leaves:
             raise ValueError(f"{name}.{field} must hold at least one array, got none.")
@@ -197,7 +171,7 @@ def warn_rounded(tasks: Any) -> None:
     """
     if jnp.result_type(float) == np.float64:
         return
-    for path, leaf in _named_leaves("tasks", tasks):
+    for path, leaf in named_leaves("tasks", tasks):
         if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64:
             warnings.warn(
                 f"{path} is float64, but JAX runs in 32 bits and rounds it; cast it to "
@@ -206,7 +180,16 @@ def warn_rounded(tasks: Any) -> None:
             )
 
 
-def _named_leaves(name: str, tree: Any) -> list[tuple[str, Any]]:
+def named_leaves(name: str, tree: Any) -> list[tuple[str, Any]]:
+    """Lists the leaves of a tree, each with its path, such as `tasks.support.inputs`.
+
+    Args:
+      name: what the paths begin with.
+      tree: any tree.
+
+    Returns:
+      Pairs of a path and a leaf.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 

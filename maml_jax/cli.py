@@ -99,7 +99,7 @@ def _run(command: Callable[[list[str]], None], words: list[str]) -> None:
     except MemoryError as error:
         fail(str(error), code=_OUT_OF_MEMORY)
     except Exception as error:
-        if processes.connected() and processes.is_loss(error):
+        if processes.connected() and processes.is_lost_process(error):
             fail(f"another process is gone: {str(error).splitlines()[0]}", code=processes.EXIT_CODE)
         if isinstance(error, _EXPLAINED):
             fail(str(error))

@@ -9,11 +9,13 @@ its layers need.
 
 import functools
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from maml_jax import processes
@@ -31,7 +33,8 @@ def check_mesh(mesh: Any) -> None:
 
     Raises:
       TypeError: if it is neither.
-      ValueError: if it has no axis "tasks", or another than that and "model".
+      ValueError: if it has no axis "tasks", or another than that and "model", or an axis that is
+        not Auto.
     """
     if mesh is None:
         return
@@ -44,6 +47,12 @@ def check_mesh(mesh: Any) -> None:
         raise ValueError(
             f'mesh must have an axis "{AXIS}", over which the meta-batch is split, and may have '
             f'an axis "{MODEL_AXIS}", over which parameters are, got the axes {mesh.axis_names}.'
+        )
+    if any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            f"mesh must have Auto axes, got {mesh.axis_types}; make it by "
+            'jax.sharding.Mesh(jax.devices(), ("tasks",)), or give jax.make_mesh '
+            "axis_types=(jax.sharding.AxisType.Auto,)."
         )
 
 
@@ -84,10 +93,11 @@ def tasks_per_device(num_tasks: int, mesh: Mesh | None) -> int:
       32
     """
     shards = task_shards(mesh)
-    if num_tasks % shards:
+    if mesh is not None and num_tasks % shards:
+        parts = "devices" if mesh.size == shards else f'parts of the axis "{AXIS}"'
         raise ValueError(
             f"the devices share the tasks evenly: {num_tasks} tasks do not split over "
-            f"{shards} devices; take a multiple, and mask the tasks that do not count."
+            f"{shards} {parts}; take a multiple, and mask the tasks that do not count."
         )
     return num_tasks // shards
 
@@ -226,19 +236,20 @@ def task_mesh(num_tasks: int) -> Mesh | None:
         )
     if count == 1:
         return None
-    return jax.make_mesh(
-        (count,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices[:count]
-    )
+    if count < len(devices):  # `make_mesh` asks of a TPU's chips that they form a box.
+        return Mesh(np.array(devices[:count]), (AXIS,))
+    return jax.make_mesh((count,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def use_cpu_cores() -> None:
     """Makes each CPU core that this process may use a device, if JAX has not started yet.
 
     One core runs one task as fast as two do, where its products are small; two cores then run
-    twice as many. `JAX_NUM_CPU_DEVICES`, if set, stays what it is, and accelerators are left
-    alone.
+    twice as many. A number that `JAX_NUM_CPU_DEVICES` or `XLA_FLAGS` asks for stays what it is,
+    and accelerators are left alone.
     """
-    if jax.config.values["jax_num_cpu_devices"] > 0:
+    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if asked or jax.config.values["jax_num_cpu_devices"] > 0:
         return
     try:
         jax.config.update("jax_num_cpu_devices", cpu_cores())

@@ -161,7 +161,7 @@ def evaluate(
     devices.check_mesh(mesh)
     if num_steps is not None:
         check_count("num_steps", num_steps)
-    key = placement.known_to_all(as_key(key), mesh)
+    key = as_key(key)
     sampler = checks.as_sampler(sampler)
     if isinstance(sampler, Grouped):
         sampler = dataclasses.replace(sampler, tasks_per_group=1)

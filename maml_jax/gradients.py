@@ -41,7 +41,8 @@ def loss_and_metrics(loss_fn: LossFn, params: Params, examples: Examples):
     """
     result = loss_fn(params, examples)
     loss, metrics = result if isinstance(result, tuple) else (result, {})
-    if not isinstance(metrics, dict) or jnp.shape(loss) != ():
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves((loss, metrics))]
+    if not isinstance(metrics, dict) or shapes != [()] * (1 + len(metrics)):
         raise TypeError(
             "loss_fn must return a scalar or (scalar, {name: scalar}), got "
             f"{jax.tree.map(jnp.shape, result)}; average over the examples."

@@ -6,17 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import checkify
 
+from maml_jax.aggregation.ladder import norm
 from maml_jax.inner_loop import InnerLoop, task_loss
 from maml_jax.layout import Layout
 from maml_jax.losses import LossFn
 from maml_jax.task_axis import map_tasks
 from maml_jax.tasks import Params, Task
 
-Explain = Callable[[Params, Task], tuple[list[int], str]]
-"""From meta-parameters and a meta-batch to the tasks that are not finite, and why."""
+Explain = Callable[..., tuple[list[int], str]]
+"""From meta-parameters, a meta-batch and what counts in it to the tasks not finite, and why."""
 
 
 class NonFiniteTaskError(FloatingPointError):
@@ -56,7 +56,8 @@ def make_explain(inner: InnerLoop, loss_fn: LossFn) -> Explain:
       loss_fn: loss of parameters on one set of examples.
 
     Returns:
-      `explain(params, tasks) -> (task indices, one sentence)`.
+      `explain(params, tasks, valid=None) -> (task indices, one sentence)`, of the tasks that
+      booleans `valid` `[T]` say count; None is all.
     """
 
     def one(params, task):
@@ -64,16 +65,17 @@ def make_explain(inner: InnerLoop, loss_fn: LossFn) -> Explain:
             lambda params: task_loss(inner, loss_fn, params, task), has_aux=True
         )(params)
         # The norm, for the step takes one whose square overflows for not finite too.
-        return loss, metrics, optax.tree.norm(grads)
+        return loss, metrics, norm(grads)
 
     @jax.jit
     def per_task(params, tasks):
         return map_tasks(one, params, tasks, Layout(side_by_side=1))
 
-    def explain(params, tasks):
+    def explain(params: Params, tasks: Task, valid: jax.Array | None = None):
         losses, metrics, norms = jax.device_get(per_task(params, tasks))
         finite = finite_losses(losses, metrics) & np.isfinite(norms)
-        bad = [int(index) for index in np.flatnonzero(~finite)]
+        counts = True if valid is None else np.asarray(valid)
+        bad = [int(index) for index in np.flatnonzero(~finite & counts)]
         if not bad:
             return bad, "only the sum over tasks overflows; scale the loss down."
         task = jax.tree.map(lambda leaf: leaf[bad[0]], tasks)

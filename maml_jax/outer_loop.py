@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from maml_jax import checks, devices, placement
+from maml_jax import checks, devices
 from maml_jax.inner_checks import check_count
-from maml_jax.outer_state import OuterState, OuterStep
+from maml_jax.outer_state import OuterState, OuterStep, check_state
 from maml_jax.outer_step import raise_if_nonfinite
 from maml_jax.tasks import Sampler, Task, as_key, draw
 
@@ -47,7 +47,7 @@ def run_outer_steps(
       NonFiniteTaskError: if a task was not finite and `outer` was made to raise. No step
         is made from there on; the error holds the state before that step.
       TypeError: if an argument is of the wrong kind.
-      ValueError: if a number is below 1.
+      ValueError: if a number is below 1, or the devices do not share the tasks evenly.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -65,7 +65,13 @@ def run_outer_steps(
     """
     check_count("num_steps", num_steps, at_least=1)
     check_count("meta_batch_size", meta_batch_size, at_least=1)
-    key = placement.known_to_all(as_key(key), outer.mesh)
+    if not isinstance(outer, OuterStep):
+        raise TypeError(
+            f"outer must be an OuterStep, made by make_outer_step, got {type(outer).__name__}."
+        )
+    check_state(state)
+    devices.tasks_per_device(meta_batch_size, outer.mesh)
+    key = as_key(key)
     sampler = checks.as_sampler(sampler)
     new_state, metrics = _scanned_steps(
         sampler, state, key, outer=outer, num_steps=num_steps, meta_batch_size=meta_batch_size
@@ -73,14 +79,14 @@ def run_outer_steps(
     if not checks.is_traced(metrics):
         made = int(new_state.step) - int(state.step)
         if made < num_steps:
-            raise_if_nonfinite(
-                outer.explain,
-                new_state,
-                lambda: _tasks_of_step(
+
+            def find():
+                tasks = _tasks_of_step(
                     sampler, new_state.step, key, meta_batch_size=meta_batch_size
-                ),
-                metrics["n_nonfinite"][made],
-            )
+                )
+                return outer.explain(new_state.params, tasks)
+
+            raise_if_nonfinite(find, new_state, metrics["n_nonfinite"][made])
     return new_state, metrics
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,8 @@ from maml_jax.gains import Gain, gain_power
 from maml_jax.inner_loop import InnerLoop, query_loss, task_loss
 from maml_jax.layout import TaskAxis, check_task_axis, layout_of
 from maml_jax.losses import LossFn
-from maml_jax.nonfinite import Explain, NonFiniteTaskError, make_explain
-from maml_jax.outer_state import OuterState, OuterStep
+from maml_jax.nonfinite import NonFiniteTaskError, make_explain
+from maml_jax.outer_state import OuterState, OuterStep, check_carried, check_state
 from maml_jax.reduction import Reduced, reduce_meta_batch
 from maml_jax.tasks import num_tasks_of
 
@@ -69,14 +68,15 @@ def make_outer_step(
         so many at a time. "auto" takes as many as fit in an accelerator's memory;
         on a CPU one at a time if they are large (`maml_jax.layout`). It changes speed and
         memory, never the result.
+        Processes of unlike memory or devices need a number here, the same for all.
       mesh: devices that share the tasks, with an axis "tasks" whose size divides T. With an
         axis "model" too, parameters and optimizer state are split over it. None is the default
         device.
       on_nonfinite: what to do with a task whose loss or gradient is not finite. "raise":
         no update, and `NonFiniteTaskError`; inside compiled code, where nothing can be
         raised, the state stays as it is and `n_nonfinite` tells. It waits for each step's
-        result. "skip": leave the task out, which needs per-task gradients. "propagate":
-        compute on.
+        result. "skip": leave the task out, which needs per-task gradients; a sum of finite
+        gradients that overflows is no update. "propagate": compute on.
 
     Returns:
       `OuterStep(init, update, gradient, evidence, explain, optimizer, mesh)`.
@@ -108,7 +108,11 @@ def make_outer_step(
     power = gain_power(gain, optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
     explain = make_explain(inner, loss_fn)
+    # Memory is judged by `adapted_loss`: Reptile's own loss keeps nothing, its adaptation does.
     one_task, adapted_loss = (functools.partial(f, inner, loss_fn) for f in (task_loss, query_loss))
+
+    def new_gain_state():
+        return () if gain is None else gains.start(gain)
 
     def init(params):
         checks.check_params(params)
@@ -118,13 +122,11 @@ def make_outer_step(
             opt_state=optimizer.init(meta_params),
             aggregation_state=rule.init(),
             step=jnp.zeros((), jnp.int32),
-            gain_state=() if gain is None else gains.start(gain),
+            gain_state=new_gain_state(),
         )
         return placement.place(state, mesh)
 
     def reduce(state, tasks, weights, mask, *, rule=rule, skips=on_nonfinite == "skip"):
-        checks.check_meta_batch(tasks)
-        check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
         plain = weights is None and mask is None
         return reduce_meta_batch(
             one_task,
@@ -144,7 +146,9 @@ def make_outer_step(
 
     @jax.jit
     def compiled_update(state, tasks, weights, mask):
-        checks.check_opt_state(state.opt_state, jax.eval_shape(optimizer.init, state.params))
+        check_carried("opt_state", state.opt_state, jax.eval_shape(optimizer.init, state.params))
+        check_carried("aggregation_state", state.aggregation_state, jax.eval_shape(rule.init))
+        check_carried("gain_state", state.gain_state, jax.eval_shape(new_gain_state))
         reduced = reduce(state, tasks, weights, mask)
         scale = None if gain is None else functools.partial(gains.apply, gain, power)
         new_state, metrics = _updated(state, reduced, optimizer, scale, on_nonfinite)
@@ -157,30 +161,30 @@ def make_outer_step(
         return placement.known_everywhere(reduced.evidence, mesh)
 
     def at_the_door(state, tasks, weights, mask, *, rule=rule):
-        if not isinstance(state, OuterState):
-            raise TypeError(
-                f"state must be an OuterState, made by outer.init, got {type(state).__name__}."
-            )
-        if not checks.is_traced((state, tasks, weights, mask)):
-            checks.check_meta_batch(tasks)
-            checks.warn_rounded(tasks)
-            check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
-            check_task_ids(rule, tasks.task_id)
+        check_state(state)
+        checks.check_meta_batch(tasks)
+        checks.warn_rounded(tasks)
+        check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
+        check_task_ids(rule, tasks.task_id)
 
-    def raise_if_asked(state, tasks, metrics):
+    def raise_if_asked(state, tasks, weights, mask, metrics):
+        def find():
+            valid = valid_tasks(num_tasks_of(tasks), weights=weights, mask=mask)
+            return explain(state.params, tasks, valid)
+
         if on_nonfinite == "raise" and not checks.is_traced(metrics):
-            raise_if_nonfinite(explain, state, lambda: tasks, metrics["n_nonfinite"])
+            raise_if_nonfinite(find, state, metrics["n_nonfinite"])
 
     def update(state, tasks, *, weights=None, mask=None):
         at_the_door(state, tasks, weights, mask)
         new_state, metrics = compiled_update(state, tasks, weights, mask)
-        raise_if_asked(state, tasks, metrics)
+        raise_if_asked(state, tasks, weights, mask, metrics)
         return new_state, metrics
 
     def gradient(state, tasks, *, weights=None, mask=None):
         at_the_door(state, tasks, weights, mask)
         reduced = compiled_reduce(state, tasks, weights, mask)
-        raise_if_asked(state, tasks, reduced.metrics)
+        raise_if_asked(state, tasks, weights, mask, reduced.metrics)
         return reduced.grads, reduced.metrics
 
     def evidence(state, tasks, *, mask=None, noise=False):
@@ -191,14 +195,13 @@ def make_outer_step(
 
 
 def raise_if_nonfinite(
-    explain: Explain, state: OuterState, tasks: Callable[[], Any], n_nonfinite: jax.Array
+    find: Callable[[], tuple[list[int], str]], state: OuterState, n_nonfinite: jax.Array
 ) -> None:
     """Raises the error that names the tasks that are not finite, if there are any.
 
     Args:
-      explain: finds them.
+      find: gives their positions and the reason; called only if needed.
       state: the state before the step.
-      tasks: gives the meta-batch of the step; called only if needed.
       n_nonfinite: how many tasks the step found not finite.
 
     Raises:
@@ -206,12 +209,12 @@ def raise_if_nonfinite(
     """
     if int(n_nonfinite) == 0:
         return
-    indices, reason = explain(state.params, tasks())
+    indices, reason = find()
     raise NonFiniteTaskError(step=int(state.step), task_indices=indices, reason=reason, state=state)
 
 
 def _updated(state: OuterState, reduced: Reduced, optimizer, scale, on_nonfinite: str):
-    """Applies the outer optimizer, unless no task counts or one that counts is not finite."""
+    """Applies the outer optimizer, unless no task counts or what would be applied is not finite."""
     metrics, gain_state = reduced.metrics, state.gain_state
     updates, opt_state = optimizer.update(
         reduced.grads, state.opt_state, state.params, value=metrics["query_loss"]
@@ -224,7 +227,8 @@ def _updated(state: OuterState, reduced: Reduced, optimizer, scale, on_nonfinite
     moved = (params, opt_state, reduced.aggregation_state, gain_state)
     stayed = (state.params, state.opt_state, state.aggregation_state, state.gain_state)
     sound = (metrics["n_nonfinite"] == 0) if on_nonfinite == "raise" else jnp.array(True)
-    accepted = sound & (metrics["n_valid"] > 0)
+    finite = jnp.isfinite(metrics["grad_norm"]) | (on_nonfinite == "propagate")
+    accepted = sound & finite & (metrics["n_valid"] > 0)
     params, opt_state, aggregation_state, gain_state = jax.tree.map(
         lambda new, old: jnp.where(accepted, new, old), moved, stayed
     )

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maml_jax import processes
 from maml_jax.devices import AXIS, MODEL_AXIS
 from maml_jax.processes import put
 
@@ -29,26 +28,13 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
     )
 
 
-def known_to_all(tree: Any, mesh: Mesh | None) -> Any:
-    """Lets a compiled call of several processes take arrays that each of them made itself.
-
-    Args:
-      tree: a tree of arrays, the same in every process.
-      mesh: the devices; None leaves the tree where it is.
-
-    Returns:
-      The tree; as it is, if this process is alone.
-    """
-    return replicate(tree, mesh) if processes.several() else tree
-
-
 def place(tree: Any, mesh: Mesh | None) -> Any:
     """Puts parameters, and what is shaped like them, where outer steps keep them.
 
     Args:
       tree: a tree of arrays.
       mesh: the devices; None leaves the tree where it is. On a mesh with an axis "model" an array
-        is split over it along its longest axis that its size divides, if there is one.
+        is split over it along its longest axis that the size of "model" divides, if there is one.
 
     Returns:
       The tree.
@@ -86,8 +72,8 @@ def by_coordinate(task_grads: Any, mesh: Mesh | None, *, leading: int = 1) -> An
     """In compiled code, gives each device some coordinates of every task instead of some tasks.
 
     Inner products and whatever works coordinate by coordinate then need no more than this one
-    exchange, in which a device sends and receives what it holds: nowhere is there more than a
-    D-th of the gradients of all tasks.
+    exchange, in which a device sends and receives what it holds: where the devices divide the
+    arrays, nowhere is there more than a D-th of the gradients of all tasks.
 
     Args:
       task_grads: a tree of arrays `[T, ...]`.

@@ -21,7 +21,7 @@ EXIT_CODE = 77
 
 _HEARTBEAT_SECONDS = 10
 _CHUNK_BYTES = 2**26
-_LOST = (
+_LOST_WORDS = (
     "Gloo",
     "Connection closed by peer",
     "Connection reset by peer",
@@ -67,26 +67,22 @@ def connect(cluster: Cluster) -> None:
       cluster: which processes.
 
     Raises:
-      ValueError: if addresses are given by halves, or nothing tells where the others are.
+      ValueError: if addresses are given by halves or malformed, if nothing tells where the others
+        are, or if JAX has started already.
       OSError: if the others do not answer.
 
     Example:
       >>> from maml_jax.processes import Cluster, connect
       >>> connect(Cluster())  # This process trains alone.
     """
-    given = (cluster.coordinator, cluster.num_processes, cluster.process_id)
-    named = [value is not None for value in given]
-    if any(named) and not (cluster.distributed and all(named)):
-        raise ValueError(
-            "--coordinator, --num-processes and --process-id go together, with --distributed, got "
-            f"--distributed {cluster.distributed} with {given}; on Cloud TPU, Slurm and Kubernetes "
-            "give --distributed alone."
-        )
+    _check_cluster(cluster)
     if not cluster.distributed:
         return
     try:
         jax.distributed.initialize(
-            *given,
+            cluster.coordinator,
+            cluster.num_processes,
+            cluster.process_id,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             coordinator_bind_address=_bind_address(cluster.coordinator),
         )
@@ -96,11 +92,42 @@ def connect(cluster: Cluster) -> None:
             f"--coordinator HOST:PORT, --num-processes and --process-id. JAX says: {error}"
         ) from error
     except RuntimeError as error:
+        if not is_lost_process(error):
+            raise ValueError(
+                "connect must be called once, before JAX computes anything. JAX says: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
         raise ConnectionError(
             f"the processes did not find each other at {cluster.coordinator or 'the cluster'}; "
             f"start {cluster.num_processes or 'all'} of them within five minutes, with the same "
             f"address and different numbers. JAX says: {str(error).splitlines()[0]}"
         ) from error
+
+
+def _check_cluster(cluster: Cluster) -> None:
+    given = (cluster.coordinator, cluster.num_processes, cluster.process_id)
+    coordinator, num_processes, process_id = given
+    if coordinator is None or num_processes is None or process_id is None:
+        if given != (None,) * 3:
+            raise ValueError(_halves(cluster, given))
+        return
+    if not cluster.distributed:
+        raise ValueError(_halves(cluster, given))
+    if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
+        raise ValueError(f"--coordinator must be HOST:PORT of process 0, got {coordinator!r}.")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            "--process-id must be from 0 to below --num-processes, got "
+            f"{process_id} of {num_processes}."
+        )
+
+
+def _halves(cluster: Cluster, given: tuple) -> str:
+    return (
+        "--coordinator, --num-processes and --process-id go together, with --distributed, got "
+        f"--distributed {cluster.distributed} with {given}; on Cloud TPU, Slurm and Kubernetes "
+        "give --distributed alone."
+    )
 
 
 def _bind_address(coordinator: str | None) -> str | None:
@@ -193,7 +220,7 @@ def first_does(action: Callable[[], object]) -> None:
     from_first(make)
 
 
-def is_loss(error: BaseException) -> bool:
+def is_lost_process(error: BaseException) -> bool:
     """Tells whether an error means that another process is gone.
 
     Args:
@@ -203,12 +230,14 @@ def is_loss(error: BaseException) -> bool:
       Whether it is one of the connection.
 
     Example:
-      >>> from maml_jax.processes import is_loss
-      >>> is_loss(ValueError("Gloo all-reduce failed: Connection closed by peer"))
+      >>> from maml_jax.processes import is_lost_process
+      >>> is_lost_process(ValueError("Gloo all-reduce failed: Connection closed by peer"))
       True
     """
+    if isinstance(error, ProcessError):  # Process 0 is there: it tells what it could not do.
+        return False
     return isinstance(error, (RuntimeError, ValueError)) and any(
-        word in str(error) for word in _LOST
+        word in str(error) for word in _LOST_WORDS
     )
 
 

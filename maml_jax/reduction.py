@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from maml_jax import placement
 from maml_jax.aggregation import ladder
@@ -117,6 +116,8 @@ def reduce_meta_batch(
             _per_task, skip_nonfinite=skip_nonfinite, measures_spread=measures_spread
         )
     parts = path(task_loss, params, tasks, aggregation, state, evidence, layout)
+    if valid is not None:
+        parts = dataclasses.replace(parts, grads=_nothing_of_none(parts.grads, valid))
     metrics = {**_metrics(parts, evidence.valid), "side_by_side": jnp.asarray(layout.side_by_side)}
     return Reduced(
         grads=placement.keep_in_place(parts.grads, layout.mesh),
@@ -235,7 +236,7 @@ def _metrics(parts: _Parts, asked: jax.Array) -> dict[str, jax.Array]:
 
     # Added up as floats, exactly below 2**24, so that devices exchange it with the other sums.
     nonfinite = (asked & ~parts.finite).sum(dtype=jnp.float32).astype(int)
-    grad_norm = optax.tree.norm(parts.grads)
+    grad_norm = ladder.norm(parts.grads)
     # A task with a finite loss may have a gradient that is not; only the sum shows it here.
     nonfinite = jnp.where(jnp.isfinite(grad_norm), nonfinite, jnp.maximum(nonfinite, 1))
     weights = valid.astype(float) if parts.coefficients is None else parts.coefficients
@@ -272,6 +273,11 @@ def _replace_invalid(tasks: Task, valid: jax.Array) -> Task:
         return jnp.where(where[0], leaf, stand_in)
 
     return jax.tree.map(filled, tasks)
+
+
+def _nothing_of_none(grads: Params, valid: jax.Array) -> Params:
+    """Gives 0 where no task counts: none could stand in for those that hold what they like."""
+    return jax.tree.map(lambda g: jnp.where(valid.any(), g, jnp.zeros_like(g)), grads)
 
 
 def _sizes(examples: Examples) -> jax.Array:

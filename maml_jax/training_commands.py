@@ -98,7 +98,7 @@ def _report(console: Console, run_dir: pathlib.Path, run: Callable[[], dict[str,
         _say_how_to_go_on(console, run_dir)
         raise
     except (RuntimeError, ValueError) as error:
-        if processes.connected() and processes.is_loss(error):
+        if processes.connected() and processes.is_lost_process(error):
             _say_how_to_go_on(console, run_dir)
         raise
     console.print(reporting.result_table(result))

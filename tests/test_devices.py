@@ -1,6 +1,7 @@
 """The meta-batch over simulated devices gives what one device gives."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 import maml_jax as mj
 import problems
+from children import finish, start
 from maml_jax import devices
 from maml_jax.benchmarking import exchanges
 
@@ -129,6 +131,44 @@ def test_one_sum_over_devices_of_the_size_of_the_parameters():
     text = jax.jit(outer.update).lower(state, tasks).compile().as_text()
     found = [(exchange.kind, exchange.elements) for exchange in exchanges(text)]
     assert found == [("all-reduce", problems.DIM + 2 * 8)]
+
+
+def test_task_mesh_of_some_of_the_devices_asks_nothing_of_their_places(monkeypatch):
+    """A TPU's topology has no box of 3 chips, and `jax.make_mesh` insists on one."""
+    if len(jax.devices()) != 4:
+        pytest.skip(f"for 4 devices, has {len(jax.devices())}")
+
+    def no_box(*arguments, **options):
+        raise AssertionError("3 chips are no box")
+
+    monkeypatch.setattr(jax, "make_mesh", no_box)
+    assert devices.task_mesh(3).size == 3
+
+
+def test_explicit_axes_are_refused():
+    """`jax.make_mesh` makes them by default."""
+    explicit = jax.make_mesh((2,), ("tasks",), axis_types=(jax.sharding.AxisType.Explicit,))
+    inner, words = mj.maml(optax.sgd(0.1), 1), r"mesh must have Auto axes, got \(.*Explicit"
+    with pytest.raises(ValueError, match=words):
+        mj.make_outer_step(problems.linear_loss, inner, optax.sgd(1.0), mesh=explicit)
+    sampler = mj.data.sinusoid()
+    with pytest.raises(ValueError, match=words):
+        mj.evaluate(problems.linear_loss, inner, 0.0, sampler, 0, num_tasks=4, mesh=explicit)
+
+
+def test_sampled_tasks_that_do_not_split_are_refused():
+    loss_fn = mj.losses.regression(problems.apply_network)
+    outer = mj.make_outer_step(loss_fn, mj.maml(optax.sgd(0.1), 1), optax.sgd(1.0), mesh=mesh(2))
+    state, sampler = outer.init(problems.network()), mj.data.sinusoid()
+    with pytest.raises(ValueError, match="3 tasks do not split over 2 devices; take a multiple"):
+        mj.run_outer_steps(outer, sampler, state, 0, num_steps=1, meta_batch_size=3)
+
+
+def test_a_number_of_cpu_devices_that_flags_ask_for_stays():
+    code = "from maml_jax.devices import jax, use_cpu_cores as use; use(); print(len(jax.devices()))"
+    variables = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    variables.pop("JAX_NUM_CPU_DEVICES", None)
+    assert finish(start([], variables, code)) == (0, "3\n", "")
 
 
 def test_task_mesh_takes_a_divisor():

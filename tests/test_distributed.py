@@ -185,6 +185,16 @@ same = jax.tree.map(lambda a, b: jnp.array_equal(a, b), state, restored)
 assert all(map(bool, jax.tree.leaves(same)))
 assert jax.tree.leaves(restored)[0].sharding == jax.tree.leaves(state)[0].sharding
 assert int(run(restored).step) == 6
+spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("model"))
+tasks = mj.meta_batch(sampler, jax.random.key(1), 4)
+sums = [
+    outer.update(state, tasks, mask=processes.put(np.arange(4) < 3, where))[1]["query_loss"]
+    for where in (spread, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))]
+assert np.isclose(*sums), sums
+weighing = mj.make_outer_step(
+    mj.losses.regression(model.apply), mj.maml(optax.sgd(0.01), 1), optax.adam(1e-3),
+    aggregation="weighted", mesh=mesh)
+weighing.update(state, tasks, weights=processes.put(np.arange(4.0), spread))
 print("done")
 """
 
@@ -196,12 +206,21 @@ def test_parameters_split_over_processes_are_saved_and_restored(tmp_path, enviro
     assert [ended(child) for child in pair] == [(0, "done\n", "")] * 2
 
 
+def joined(**other):
+    """Process 1 of two."""
+    given = {"coordinator": "127.0.0.1:5", "num_processes": 2, "process_id": 1}
+    return Cluster(distributed=True, **(given | other))
+
+
 @pytest.mark.parametrize(
     ("cluster", "words"),
     [
         (Cluster(coordinator="127.0.0.1:1"), "go together, with --distributed"),
         (Cluster(distributed=True, num_processes=2), "go together, with --distributed"),
         (Cluster(distributed=True), "--distributed found no cluster"),
+        (joined(coordinator="localhost"), "must be HOST:PORT of process 0, got 'localhost'"),
+        (joined(coordinator="1234"), "must be HOST:PORT"),
+        (joined(process_id=2), "--process-id must be from 0 to below --num-processes, got 2 of 2"),
     ],
 )
 def test_half_an_address(cluster, words, monkeypatch):
@@ -211,6 +230,15 @@ def test_half_an_address(cluster, words, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(ValueError, match=words):
         processes.connect(cluster)
+
+
+def test_joining_too_late(monkeypatch):
+    def initialize(*arguments, **options):
+        raise RuntimeError("jax.distributed.initialize() must be called before any JAX calls.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match="connect must be called once, before JAX computes"):
+        processes.connect(joined())
 
 
 def test_others_that_do_not_come(monkeypatch):
@@ -253,6 +281,8 @@ def test_tasks_that_do_not_split_over_all_processes(monkeypatch):
 
 
 def test_only_errors_of_the_connection_count_as_a_loss():
-    assert processes.is_loss(RuntimeError("UNAVAILABLE: Connection reset by peer"))
-    assert not processes.is_loss(OSError("Connection closed by peer"))
-    assert not processes.is_loss(ValueError("num_steps must be at least 0, got -1."))
+    assert processes.is_lost_process(RuntimeError("UNAVAILABLE: Connection reset by peer"))
+    assert not processes.is_lost_process(OSError("Connection closed by peer"))
+    assert not processes.is_lost_process(ValueError("num_steps must be at least 0, got -1."))
+    failed = processes.ProcessError("process 0 failed: CheckpointWriteError: UNAVAILABLE: disk")
+    assert not processes.is_lost_process(failed)

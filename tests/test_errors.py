@@ -111,6 +111,10 @@ def outer_of(*, loss=CLASSIFY, inner=INNER, **choices):
     return mj.make_outer_step(loss, inner, SGD, **choices)
 
 
+def per_example(params, examples):
+    return CLASSIFY(params, examples)[0], {"right": examples.targets == 0}
+
+
 def diverging():
     outer = outer_of(loss=REGRESS, inner=mj.maml(optax.sgd(1e6), 30))
     targets = np.zeros((T, N, 1), np.float32)
@@ -309,11 +313,16 @@ REFUSED = [
     (22, "weights", lambda: update(outer=outer_of(aggregation="weighted"), weights=[1.0] * T),
      TypeError, r"weights must be an array \[T\], got \[1.0, .*jnp.asarray"),
     (23, "optimizer", of_another_optimizer, ValueError,
-     r"opt_state must be of the outer optimizer.*\[0\].count must have shape \(\), got no entry"),
+     r"opt_state must be of this outer step.*\[0\].count must have shape \(\), got no entry"),
     (23, "shapes", of_other_parameters, ValueError,
      r"opt_state\[0\].mu\['w'\] must have shape \(8, 6\), got shape \(8, 5\)"),
     (23, "no-state", lambda: update(state=params()), TypeError,
      "state must be an OuterState, made by outer.init, got dict"),
+    (23, "run", lambda: run(state=params()), TypeError,
+     "state must be an OuterState, made by outer.init, got dict"),
+    (23, "no-outer", lambda: mj.run_outer_steps(
+        OUTER.update, SAMPLER, None, 0, num_steps=1, meta_batch_size=T), TypeError,
+     "outer must be an OuterStep, made by make_outer_step, got function"),
     (24, "network", of_another_network, ScopeParamNotFoundError, "hidden_1"),
     (24, "integers", lambda: OUTER.init({"w": np.zeros((D, C), int)}), TypeError,
      r"params\['w'\] must hold floating-point numbers, got dtype int64"),
@@ -324,6 +333,8 @@ REFUSED = [
      "query.targets must be numeric, got dtype <U3"),
     (25, "lists", lambda: update(support=examples(inputs=examples().inputs.tolist())), TypeError,
      r"support.inputs\[0\].* must be an array of NumPy or JAX, got float; convert.*np.asarray"),
+    (26, "metrics", lambda: update(outer=outer_of(loss=per_example)), TypeError,
+     r"return a scalar or \(scalar, \{name: scalar\}\), got .*\(5,\).*average"),
     (28, "task-axis", lambda: outer_of(task_axis="pmap"), ValueError,
      "task_axis must be 'auto', 'vmap', 'scan' or a chunk size of at least 1, got 'pmap'"),
     (29, "way", lambda: mj.data.episodes(image_classes(16), way=20, shot=1, query_shot=1),

@@ -1,5 +1,6 @@
 """The outer step against closed forms, an explicit loop, and its own invariances."""
 
+import dataclasses
 import functools
 
 import jax
@@ -350,8 +351,84 @@ def test_plain_function_linen_and_nnx_models_agree(tolerance):
 
 def test_opt_state_of_another_optimizer_is_refused():
     state = mj.make_outer_step(problems.linear_loss, INNER, optax.adam(1e-3)).init(theta())
-    with pytest.raises(ValueError, match="opt_state must be of the outer optimizer"):
+    with pytest.raises(ValueError, match="opt_state must be of this outer step"):
         outer_step().update(state, tasks())
+
+
+def test_state_of_an_outer_step_with_other_choices_is_refused():
+    """Each part of the state that another choice of this outer step would have made."""
+    state = outer_step().init(theta())
+
+    def other(**choices):
+        return mj.make_outer_step(problems.linear_loss, INNER, optax.sgd(1.0), **choices)
+
+    with pytest.raises(ValueError, match=r"gain_state must be of this outer step.* no entry"):
+        other(gain=mj.gains.adascale()).update(state, tasks())
+    with pytest.raises(ValueError, match="aggregation_state must be of this outer step"):
+        other(aggregation=mj.aggregation.importance(5)).update(
+            state, dataclasses.replace(tasks(), task_id=jnp.arange(5))
+        )
+
+
+@pytest.mark.parametrize(
+    "rule", ["mean", "tilted", "norm_clipped", "geometric_median", "trimmed_mean"]
+)
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip", "propagate"])
+def test_no_task_counts_and_all_hold_nan(rule, on_nonfinite):
+    """One rule of each level: the state stays as it is, the gradient is 0, nothing is blamed."""
+    outer = outer_step(rule, on_nonfinite=on_nonfinite)
+    state, nothing = outer.init(theta()), jnp.zeros(5, bool)
+    spoilt = functools.reduce(spoil, range(5), tasks())
+    grads, metrics = outer.gradient(state, spoilt, mask=nothing)
+    assert (int(metrics["n_valid"]), int(metrics["n_nonfinite"])) == (0, 0)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
+    moved, _ = outer.update(state, spoilt, mask=nothing)
+    for got, want in zip(*map(jax.tree.leaves, (moved.params, state.params)), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_only_tasks_that_count_are_blamed():
+    """By mask or by weight: the padding of task 1 is its own affair."""
+    spoilt = spoil(spoil(tasks(), 1), 3)
+    counts = jnp.arange(5) != 1
+    with pytest.raises(mj.NonFiniteTaskError, match=r"task \[3\] of"):
+        outer_step().update(outer_step().init(theta()), spoilt, mask=counts)
+    outer = outer_step("weighted")
+    with pytest.raises(mj.NonFiniteTaskError, match=r"task \[3\] of"):
+        outer.gradient(outer.init(theta()), spoilt, weights=counts.astype(float))
+
+
+@pytest.mark.parametrize("rule", ["sum", "trimmed_mean"])
+def test_half_precision_overflows_in_no_norm_and_in_no_update(rule):
+    """Gradients of 290 in float16, whose square overflows; the sum of 300 of them does too."""
+
+    def loss_fn(params, examples):
+        return (examples.inputs * params).mean()
+
+    def outcome(num_tasks):
+        inputs = jnp.full((num_tasks, 2, 1), 290, jnp.float16)
+        examples = mj.Examples(inputs=inputs, targets=jnp.zeros((num_tasks, 2), jnp.float16))
+        outer = mj.make_outer_step(
+            loss_fn,
+            mj.maml(optax.sgd(0.0), 0),
+            optax.sgd(1e-3),
+            aggregation=RULES[rule],
+            on_nonfinite="skip",
+        )
+        state = outer.init(jnp.zeros((), jnp.float16))
+        state, metrics = outer.update(state, mj.Task(support=examples, query=examples))
+        return float(state.params), {name: float(value) for name, value in metrics.items()}
+
+    moved, metrics = outcome(3)
+    factor = 3 if rule == "sum" else 1
+    np.testing.assert_allclose(moved, -0.29 * factor, rtol=1e-2)
+    np.testing.assert_allclose(metrics["grad_norm"], 290 * factor, rtol=1e-3)
+    assert metrics["n_nonfinite"] == 0
+    moved, metrics = outcome(300)
+    if rule == "sum":
+        assert (moved, metrics["n_nonfinite"], metrics["n_valid"]) == (0, 1, 300)
+    else:
+        assert moved < 0
 
 
 def test_exports_for_cpu_cuda_and_tpu():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from maml_jax.aggregation.ladder import wide
 from maml_jax.aggregation.rule import Aggregation, Level
 
 
@@ -118,7 +119,7 @@ def _trimmed(task_grads, evidence, trim: int):
     def reduce(leaf):
         # Invalid tasks sort behind all others, where `kept` never reaches.
         ordered = jnp.sort(jnp.where(along_tasks(evidence.valid, leaf), leaf, jnp.inf), axis=0)
-        total = jnp.where(along_tasks(kept, leaf), ordered, 0).sum(axis=0)
+        total = jnp.where(along_tasks(kept, leaf), wide(ordered), 0).sum(axis=0)
         return (total / jnp.maximum(kept.sum(), 1)).astype(leaf.dtype)
 
     return jax.tree.map(reduce, task_grads)
@@ -126,9 +127,9 @@ def _trimmed(task_grads, evidence, trim: int):
 
 def _one_sign(grads: jax.Array, key: jax.Array, count: jax.Array) -> jax.Array:
     """Sums the values of one sign of each coordinate of a leaf `[T, ...]`, over `count`."""
-    wide = grads.astype(jnp.promote_types(grads.dtype, jnp.float32))
-    positive = jnp.maximum(wide, 0).sum(axis=0)
-    negative = jnp.maximum(-wide, 0).sum(axis=0)
+    values = wide(grads)
+    positive = jnp.maximum(values, 0).sum(axis=0)
+    negative = jnp.maximum(-values, 0).sum(axis=0)
     draws = jax.random.uniform(key, positive.shape, jnp.float32)
     # P > u without the quotient, which is 0 / 0 where all values are 0.
     keeps_positive = positive > draws * (positive + negative)

@@ -14,16 +14,21 @@ def sq_norms(task_grads: Any) -> jax.Array:
     """Computes ‖gᵢ‖² `[T]` of a tree of per-task gradients `[T, ...]`, in float32 or more."""
 
     def squares(g):
-        return jnp.square(_wide(g)).sum(axis=_coordinates(g))
+        return jnp.square(wide(g)).sum(axis=_coordinates(g))
 
     return functools.reduce(jnp.add, [squares(g) for g in jax.tree.leaves(task_grads)])
+
+
+def norm(grads: Any) -> jax.Array:
+    """Computes ‖g‖ of one tree, in float32 or more."""
+    return jnp.sqrt(sq_norms(jax.tree.map(lambda g: g[None], grads))[0])
 
 
 def gram(task_grads: Any) -> jax.Array:
     """Computes ⟨gᵢ, gⱼ⟩ `[T, T]` of a tree `[T, ...]`, leaf by leaf, in float32 or more."""
 
     def products(g):
-        rows, axes = _wide(g), _coordinates(g)
+        rows, axes = wide(g), _coordinates(g)
         return jnp.tensordot(rows, rows, axes=(axes, axes), precision="highest")
 
     return functools.reduce(jnp.add, [products(g) for g in jax.tree.leaves(task_grads)])
@@ -33,7 +38,7 @@ def contract(coefficients: jax.Array, task_grads: Any) -> Any:
     """Computes Σᵢ cᵢ gᵢ over the task axis alone, leaf by leaf, in each leaf's dtype."""
     return jax.tree.map(
         lambda g: jnp.tensordot(
-            coefficients.astype(_wide(g).dtype), _wide(g), axes=1, precision="highest"
+            coefficients.astype(wide(g).dtype), wide(g), axes=1, precision="highest"
         ).astype(g.dtype),
         task_grads,
     )
@@ -139,6 +144,6 @@ def _coordinates(task_grad: jax.Array) -> tuple[int, ...]:
     return tuple(range(1, task_grad.ndim))
 
 
-def _wide(array: jax.Array) -> jax.Array:
+def wide(array: jax.Array) -> jax.Array:
     """Widens half precisions, in which norms and sums overflow, to float32."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))

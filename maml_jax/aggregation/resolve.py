@@ -143,7 +143,8 @@ def check_weights(
 ) -> None:
     """Refuses weights, masks and meta-batches that a rule cannot take.
 
-    Values are checked where they are known, outside of compiled code; inside, only shapes.
+    Values are checked where they are known, outside of compiled code and on no other machine;
+    else only shapes.
 
     Args:
       aggregation: the rule.
@@ -174,7 +175,7 @@ def check_weights(
             raise ValueError(
                 f"{name} must have shape [T] = ({num_tasks},), got {jnp.shape(values)}."
             )
-    if weights is None or isinstance(weights, Tracer):
+    if weights is None or not _is_known(weights):
         return
     known = np.asarray(weights)
     bad = np.flatnonzero(~(np.isfinite(known) & (known >= 0)))
@@ -204,12 +205,21 @@ def check_task_ids(aggregation: Aggregation, task_ids: jax.Array | None) -> None
         raise ValueError(
             f"{rule}: every task must say which it is, by Task(task_id=...) or task_ids= [T]."
         )
-    if isinstance(task_ids, Tracer):
+    if not _is_known(task_ids):
         return
     known = np.asarray(task_ids)
     bad = known[(known < 0) | (known >= count)]
     if bad.size:
         raise ValueError(f"{rule}: task ids must lie in [0, {count}), got {bad.flat[0]}.")
+
+
+def _is_known(array: Any) -> bool:
+    """Says whether this process can look at all values, now."""
+    if isinstance(array, Tracer):
+        return False
+    return not isinstance(array, jax.Array) or (
+        array.is_fully_addressable or array.is_fully_replicated
+    )
 
 
 def _num_tasks(task_grads: Any) -> int:
