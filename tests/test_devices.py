@@ -165,7 +165,9 @@ def test_sampled_tasks_that_do_not_split_are_refused():
 
 
 def test_a_number_of_cpu_devices_that_flags_ask_for_stays():
-    code = "from maml_jax.devices import jax, use_cpu_cores as use; use(); print(len(jax.devices()))"
+    code = (
+        "from maml_jax.devices import jax, use_cpu_cores as use; use(); print(len(jax.devices()))"
+    )
     variables = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
     variables.pop("JAX_NUM_CPU_DEVICES", None)
     assert finish(start([], variables, code)) == (0, "3\n", "")
