@@ -11,6 +11,8 @@ import pytest
 
 import maml_jax as mj
 
+pytestmark = pytest.mark.slow
+
 STUDY = pathlib.Path(__file__).resolve().parents[1] / "experiments" / "aggregation"
 SAMPLINGS = ("independent", "correlated")
 SYSTEMS = ("Greek", "Cyrillic", "Latin", "Georgian", "Armenian")
@@ -60,7 +62,6 @@ def read(path):
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-@pytest.mark.slow
 def test_study_runs_and_takes_up_finished_cells(bench_and_plan, tmp_path, monkeypatch):
     """The quick form leaves valid JSON, and a second run computes nothing."""
     import e8_images

@@ -16,6 +16,8 @@ from scipy import stats
 
 from maml_jax import aggregation
 
+pytestmark = pytest.mark.slow
+
 STUDY = pathlib.Path(__file__).resolve().parents[1] / "experiments" / "aggregation"
 
 
@@ -256,7 +258,6 @@ def test_correlation_leaves_the_distribution_of_one_task_alone(rho):
     assert spearman == pytest.approx(6 / np.pi * np.arcsin(rho / 2), abs=0.07)
 
 
-@pytest.mark.slow
 def test_sinusoid_gradients_are_those_of_the_outer_step():
     """Oracle: the library's outer step, whose SGD step of size 1 is the mean gradient."""
     import maml_jax as mj

@@ -20,6 +20,8 @@ from jax.experimental import checkify
 
 import maml_jax as mj
 
+pytestmark = pytest.mark.slow
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 MODEL = mj.models.Conv4(2, features=2, pooling=True)
 INNER = {

@@ -16,6 +16,8 @@ from maml_jax.losses import predict
 from maml_jax.recipes import PRESETS
 from training_runs import quick_compilation  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 FLAGS = {
     "inner": "fomaml",
     "image_size": 12,
