@@ -11,11 +11,10 @@ import jax
 import tyro
 from rich.console import Console
 
-from maml_jax import bench, data, processes, reporting, runs, training_commands
+from maml_jax import bench, data, exit_codes, processes, reporting, runs, training_commands
 from maml_jax.checkpoints import CheckpointError
 from maml_jax.checks import nearest
 from maml_jax.command_tools import (
-    WRONG_USAGE,
     RunFolder,
     fail,
     parse,
@@ -26,9 +25,10 @@ from maml_jax.command_tools import (
 from maml_jax.devices import use_cpu_cores
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import DEFAULT_PRESET, PRESETS, Config
+from maml_jax.stop_signals import Terminated
+from maml_jax.streams import leave
 from maml_jax.training import DivergedError, TrainingStopped
 
-_OUT_OF_MEMORY, _INTERRUPTED = 76, 130
 _EXPLAINED = (
     CheckpointError,
     DivergedError,
@@ -62,12 +62,26 @@ RUN is the folder of a run. `maml-jax COMMAND --help` tells more.
 _AS_IN_THE_RUN = tyro.conf.arg(help_behavior_hint="(default: as in the run)")
 
 
+def entry() -> None:
+    """Runs the program `maml-jax`: as `main`, but an exit code stays what it is."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        leave(exit_codes.INTERRUPTED)  # Another Ctrl-C, while the first was being answered.
+    except SystemExit as end:
+        # Processes that JAX has joined end together, each after the last word of the others.
+        if isinstance(end.code, int) and end.code != 0 and not processes.connected():
+            leave(end.code)
+        raise
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line.
 
     Exits with 0 when done, 1 on an error that a message explains, 2 on wrong usage, 75
     after SIGTERM and 130 after Ctrl-C with the state saved, 76 when memory ran out, 77 when
-    another process of the run is gone.
+    another process of the run is gone. In a program use `entry`: an interpreter that is torn
+    down while JAX computes may end in SIGSEGV.
 
     Args:
       arguments: the words after `maml-jax`; those of the process by default.
@@ -80,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if command not in _COMMANDS:
         message = f"there is no command {command!r}; `maml-jax --help` lists them"
-        fail(message + nearest(command, _COMMANDS), code=WRONG_USAGE)
+        fail(message + nearest(command, _COMMANDS), code=exit_codes.WRONG_USAGE)
     with warnings.catch_warnings():
         warnings.showwarning = show_warning
         _run(_COMMANDS[command], rest)
@@ -94,13 +108,16 @@ def _run(command: Callable[[list[str]], None], words: list[str]) -> None:
         command(words)
     except TrainingStopped as stop:
         sys.exit(stop.exit_code)
+    except Terminated:
+        leave(exit_codes.STOPPED)
     except KeyboardInterrupt:
-        fail("interrupted.", code=_INTERRUPTED)
+        fail("interrupted.", code=exit_codes.INTERRUPTED)
     except MemoryError as error:
-        fail(str(error), code=_OUT_OF_MEMORY)
+        fail(str(error), code=exit_codes.OUT_OF_MEMORY)
     except Exception as error:
         if processes.connected() and processes.is_lost_process(error):
-            fail(f"another process is gone: {str(error).splitlines()[0]}", code=processes.EXIT_CODE)
+            lost = f"another process is gone: {str(error).splitlines()[0]}"
+            fail(lost, code=exit_codes.LOST_PROCESS)
         if isinstance(error, _EXPLAINED):
             fail(str(error))
         if processes.connected():

@@ -1,6 +1,5 @@
 """What all commands share: reading their words, warning, ending with a message."""
 
-import os
 import pathlib
 import sys
 import warnings
@@ -10,16 +9,14 @@ from typing import Annotated, Any, NoReturn
 import jax
 import tyro
 
-from maml_jax import processes
+from maml_jax import exit_codes, processes
 from maml_jax.checks import nearest
 from maml_jax.data._folders import cache_folder, private_folder
 from maml_jax.recipes import DEFAULT_PRESET, PRESETS
+from maml_jax.streams import complain, leave
 
 RunFolder = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """An argument that names the folder of a run."""
-
-WRONG_USAGE = 2
-"""The exit code after words that no command understands."""
 
 
 def preset_first(words: list[str], hint: str = "") -> tuple[str, list[str]]:
@@ -36,7 +33,7 @@ def preset_first(words: list[str], hint: str = "") -> tuple[str, list[str]]:
     name = words[0] if named else DEFAULT_PRESET
     if name not in PRESETS:
         message = f"there is no preset {name!r}; `maml-jax presets` lists them" + hint
-        fail(message + nearest(name, PRESETS), code=WRONG_USAGE)
+        fail(message + nearest(name, PRESETS), code=exit_codes.WRONG_USAGE)
     return name, words[named:]
 
 
@@ -80,20 +77,17 @@ def show_warning(message, category, filename, lineno, file=None, line=None) -> N
       line: not shown.
     """
     del category, filename, lineno, file, line
-    print(f"warning: {message}", file=sys.stderr)
+    complain(f"warning: {message}")
 
 
-def fail(message: str, *, code: int = 1) -> NoReturn:
+def fail(message: str, *, code: int = exit_codes.ERROR) -> NoReturn:
     """Ends the process with a message.
 
     Args:
       message: what went wrong, and what to do.
       code: the exit code.
     """
-    print(f"error: {message}", file=sys.stderr)
+    complain(f"error: {message}")
     if processes.connected():
-        # The end of a process that JAX has joined to others waits for them, and they for it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
     sys.exit(code)

@@ -16,9 +16,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 77
-"""What a process should exit with when another one is gone: start all again, to resume."""
-
 _HEARTBEAT_SECONDS = 10
 _CHUNK_BYTES = 2**26
 _LOST_WORDS = (

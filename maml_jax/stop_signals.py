@@ -1,18 +1,67 @@
-"""Stop signals that let a run save before it ends."""
+"""Stop signals that let a run save before it ends, or at least leave nothing behind."""
 
 import contextlib
 import os
+import select
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from jax.experimental import multihost_utils
 
-from maml_jax import processes
+from maml_jax import exit_codes, processes
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
-_KILLED_BY_CTRL_C = 130
+_SECONDS_TO_UNWIND = 5.0
 _ASKED = b"\nStopping once the state is saved. Press Ctrl-C again to stop at once, unsaved.\n"
+
+
+class Terminated(BaseException):
+    """SIGTERM came where there is nothing to save."""
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Raises `Terminated` in the block on SIGTERM, so that locks and files are let go.
+
+    Ctrl-C raises `KeyboardInterrupt`, as ever. A compiled call may keep Python from either: five
+    seconds after the signal, or at a second Ctrl-C, the process ends as it is, with the exit code
+    of the signal. Within, `stop_requests` notes signals instead, and hands them back.
+
+    It is raised once: schedulers send several, and the second must not cut in where the first is
+    answered. So SIGTERM stays ignored after the block, where the process must end. Only the main
+    thread can do so; in another nothing is changed.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      Terminated: on SIGTERM, as soon as Python has control again.
+
+    Example:
+      >>> from maml_jax.stop_signals import sigterm_raises
+      >>> with sigterm_raises():
+      ...     print("nothing came")
+      nothing came
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        del frame
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with _watched(_end_soon):
+            yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:
@@ -78,7 +127,7 @@ def stop_requests() -> Iterator[StopRequest]:
     ours = (signal.SIGINT,) if processes.several() else _NUMBERS
     before = {number: signal.signal(number, note) for number in ours}
     try:
-        with _second_ctrl_c_kills():
+        with _watched(_answer_once):
             yield request
     finally:
         for number, handler in before.items():
@@ -86,11 +135,11 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 @contextlib.contextmanager
-def _second_ctrl_c_kills() -> Iterator[None]:
+def _watched(watch: Callable[[int], None]) -> Iterator[None]:
     """Watches signals from a thread: Python's handlers wait while a compiled call runs."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
-    watcher = threading.Thread(target=_watch, args=(read_end,), daemon=True)
+    watcher = threading.Thread(target=watch, args=(read_end,), daemon=True)
     watcher.start()
     before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     try:
@@ -102,14 +151,38 @@ def _second_ctrl_c_kills() -> Iterator[None]:
         os.close(read_end)
 
 
-def _watch(read_end: int) -> None:
-    """Reads the numbers of signals as they come, until the other end is closed."""
+def _answer_once(read_end: int) -> None:
+    """Answers the first signal; ends the process at a Ctrl-C after it."""
     asked = False
     while number := os.read(read_end, 1):
         if number[0] not in _NUMBERS:
             continue
         if asked and number[0] == signal.SIGINT:
-            os._exit(_KILLED_BY_CTRL_C)
+            os._exit(exit_codes.INTERRUPTED)
         if not asked:
-            os.write(2, _ASKED)
+            _answer()
         asked = True
+
+
+def _end_soon(read_end: int) -> None:
+    """Ends the process some time after the first signal, or at a Ctrl-C after it."""
+    code = None
+    while code is None:
+        if not (number := os.read(read_end, 1)):
+            return
+        code = exit_codes.AFTER_SIGNAL.get(signal.Signals(number[0]))
+    end = time.monotonic() + _SECONDS_TO_UNWIND
+    while select.select([read_end], [], [], max(0.0, end - time.monotonic()))[0]:
+        if not (number := os.read(read_end, 1)):
+            return  # Python got control, and the block is over.
+        if number[0] == signal.SIGINT:
+            break
+    os._exit(code)
+
+
+def _answer() -> None:
+    """Says that the first signal was heard, if standard error is there and anybody reads it."""
+    # Where it was closed from the start, another file may have its number.
+    if sys.__stderr__ is not None:
+        with contextlib.suppress(OSError):
+            os.write(2, _ASKED)

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maml_jax import checkpoints, processes
+from maml_jax import checkpoints, exit_codes, processes
 from maml_jax.diagnosis import Diagnosis
 from maml_jax.evaluation import Evaluation
 from maml_jax.inner_loop import MetaParams
@@ -39,9 +39,6 @@ from maml_jax.progress import start as start
 from maml_jax.schedule import Schedule
 from maml_jax.stop_signals import stop_requests
 from maml_jax.tasks import Sampler
-
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
-"""What a process that stopped on a signal should exit with; 75 means "resume me"."""
 
 _DEAD_STEPS = 10
 
@@ -57,7 +54,7 @@ class TrainingStopped(Exception):
     def __init__(self, step: int, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
         self.step = step
-        self.exit_code = EXIT_CODES[signal.Signals(signal_number)]
+        self.exit_code = exit_codes.AFTER_SIGNAL[signal.Signals(signal_number)]
 
 
 class DivergedError(FloatingPointError):
@@ -161,6 +158,9 @@ def train(
                 save(progress.step, progress)
             if stopped_by is not None:
                 raise TrainingStopped(progress.step, stopped_by)
+    if request.signal is not None and not processes.several():
+        # It came while the last checkpoint was being saved, when nobody asked any more.
+        raise TrainingStopped(progress.step, request.signal)
     return progress
 
 

@@ -1,5 +1,6 @@
 """`maml-jax train` and `maml-jax resume`: alone, or as one of several processes."""
 
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from maml_jax.processes import Cluster
 from maml_jax.recipes import PRESETS, Config
 from maml_jax.reporting import say
 from maml_jax.run_folder import resume_command
+from maml_jax.stop_signals import Terminated, sigterm_raises
+from maml_jax.streams import LastingConsole
 from maml_jax.training import TrainingStopped
 
 _ALONE = Cluster()
@@ -50,12 +53,13 @@ def train(words: list[str]) -> None:
 
     command = f"train {name}" if rest != words else "train"
     config, run_dir, cluster = parse(asked, rest, command)
-    console = _join(cluster)
-    run_dir = run_dir or runs.new_run_dir(name)
-    devices, several = jax.devices(), processes.several()
-    places = f" in {jax.process_count()} processes" if several else ""
-    say(console, f"{name} in {run_dir}, on {len(devices)} x {devices[0].device_kind}{places}")
-    _report(console, run_dir, lambda: runs.start_run(config, run_dir, console=console))
+    with _sigterm_raises(cluster):
+        console = _join(cluster)
+        run_dir = run_dir or runs.new_run_dir(name)
+        devices, several = jax.devices(), processes.several()
+        places = f" in {jax.process_count()} processes" if several else ""
+        say(console, f"{name} in {run_dir}, on {len(devices)} x {devices[0].device_kind}{places}")
+        _report(console, run_dir, lambda: runs.start_run(config, run_dir, console=console))
 
 
 def resume(words: list[str]) -> None:
@@ -77,14 +81,20 @@ def resume(words: list[str]) -> None:
         return run, cluster
 
     run_dir, cluster = parse(asked, words, "resume")
-    console = _join(cluster)
-    _report(console, run_dir, lambda: runs.resume_run(run_dir, console=console))
+    with _sigterm_raises(cluster):
+        console = _join(cluster)
+        _report(console, run_dir, lambda: runs.resume_run(run_dir, console=console))
+
+
+def _sigterm_raises(cluster: Cluster) -> contextlib.AbstractContextManager[None]:
+    """Lets SIGTERM end the command in good order; of several processes JAX has its handler."""
+    return contextlib.nullcontext() if cluster.distributed else sigterm_raises()
 
 
 def _join(cluster: Cluster) -> Console:
     """Joins the other processes, and gives the console: a silent one in all but the first."""
     processes.connect(cluster)
-    return Console(quiet=cluster.distributed and not processes.is_first())
+    return LastingConsole(quiet=cluster.distributed and not processes.is_first())
 
 
 def _report(console: Console, run_dir: pathlib.Path, run: Callable[[], dict[str, Any]]) -> None:
@@ -92,9 +102,11 @@ def _report(console: Console, run_dir: pathlib.Path, run: Callable[[], dict[str,
     began = time.monotonic()
     try:
         result = run()
-    except (TrainingStopped, KeyboardInterrupt) as stop:
+    except (TrainingStopped, Terminated, KeyboardInterrupt) as stop:
         if isinstance(stop, TrainingStopped):
             say(console, f"{stop}; the state is saved.")
+        if isinstance(stop, Terminated):
+            say(console, "stopped by SIGTERM; there was nothing to save.")
         _say_how_to_go_on(console, run_dir)
         raise
     except (RuntimeError, ValueError) as error:

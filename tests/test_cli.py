@@ -6,13 +6,14 @@ What the commands do is in test_runs.py, test_glyph_run.py and test_signals.py.
 import dataclasses
 import inspect
 import pathlib
+import re
 import shutil
 import warnings
 
 import jax
 import pytest
 
-from maml_jax import checkpoints, cli, runs, training
+from maml_jax import checkpoints, cli, exit_codes, runs, training
 from maml_jax.nonfinite import NonFiniteTaskError
 from maml_jax.recipes import PRESETS, Config
 
@@ -249,6 +250,15 @@ def test_exit_codes(error, code, message, capsys, monkeypatch, tmp_path):
     assert (f"Go on with:\n  maml-jax resume {tmp_path}\n" in said.out) == goes_on
     saved = isinstance(error, training.TrainingStopped)
     assert ("after step 7; the state is saved." in said.out) == saved
+
+
+def test_the_page_on_reliability_names_exactly_these_exit_codes():
+    """Oracle: the table that tells what to do after each."""
+    page = pathlib.Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+    named = re.findall(r"^\| (\d+) \|", page.read_text(), re.MULTILINE)
+    ours = [code for code in vars(exit_codes).values() if type(code) is int]
+    assert [int(code) for code in named] == [0, *ours]
+    assert set(exit_codes.AFTER_SIGNAL.values()) <= set(ours)
 
 
 def test_prepare_passes_on_what_it_is_told(capsys, monkeypatch):

@@ -24,7 +24,7 @@ from children import (
     start,
     wait_until,
 )
-from maml_jax import processes, runs
+from maml_jax import exit_codes, processes, runs
 from maml_jax.processes import Cluster
 
 STEPS = 160
@@ -47,25 +47,33 @@ cli.main()
 _GLOO = re.compile(r"\[Gloo\]|is connected to|connected peer|peer ranks|^[\d\s]*$")
 
 
-@pytest.fixture
-def two(environment):  # noqa: F811
+@contextlib.contextmanager
+def pairs(environment):  # noqa: F811
     """Starts a command in two processes; kills what is left of them at the end."""
     started = []
 
     def begin(*words):
         pair = [
-            start([*words, *joined(process)], {**environment, "JAX_NUM_CPU_DEVICES": "2"}, _MAIN)
-            for joined in [address()]
+            start([*words, *flags(process)], {**environment, "JAX_NUM_CPU_DEVICES": "2"}, _MAIN)
+            for flags in [address()]
             for process in range(2)
         ]
         started.extend(pair)
         return pair
 
-    yield begin
-    for child in started:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        child.wait()
+    try:
+        yield begin
+    finally:
+        for child in started:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            child.wait()
+
+
+@pytest.fixture
+def two(environment):  # noqa: F811
+    with pairs(environment) as begin:
+        yield begin
 
 
 def address():
@@ -108,7 +116,7 @@ def test_losing_either_process_and_stopping_both_change_no_bit(tmp_path, two):
     assert fingerprints(whole)[0] == STEPS
 
     code, out, err = lose(two(*RUN, "--run-dir", run_dir), 1, run_dir, 30)
-    assert code == processes.EXIT_CODE
+    assert code == exit_codes.LOST_PROCESS
     assert "another process is gone" in err
     assert f"maml-jax resume {run_dir}" in out
 
@@ -122,7 +130,7 @@ def test_losing_either_process_and_stopping_both_change_no_bit(tmp_path, two):
     before = fingerprints(run_dir)[0]
     assert before < STEPS - 40, "the machine is so fast that nothing is left to lose"
     code, _, err = lose(two("resume", run_dir), 0, run_dir, before + 20)
-    assert code in (processes.EXIT_CODE, -signal.SIGABRT), (code, err)
+    assert code in (exit_codes.LOST_PROCESS, -signal.SIGABRT), (code, err)
 
     first, second = map(ended, two("resume", run_dir))
     assert (first[0], second) == (0, (0, "", "")), (first, second)
@@ -200,9 +208,9 @@ print("done")
 
 
 def test_parameters_split_over_processes_are_saved_and_restored(tmp_path, environment):  # noqa: F811
-    joined = address()
+    flags = address()
     variables = {**environment, "JAX_NUM_CPU_DEVICES": "2"}
-    pair = [start([tmp_path, *joined(i)], variables, _SPLIT_MODEL) for i in range(2)]
+    pair = [start([tmp_path, *flags(i)], variables, _SPLIT_MODEL) for i in range(2)]
     assert [ended(child) for child in pair] == [(0, "done\n", "")] * 2
 
 

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(maml_jax.__file__).parent
 # Each module imports only from its left; a leaf imports nothing of the chain but these.
 CHAIN = [
     "host",
+    "exit_codes",
     "processes",
     "chunks",
     "tasks",
@@ -66,6 +67,7 @@ CHAIN = [
     "diagnosing",
     "reporting",
     "runs",
+    "streams",
     "command_tools",
     "training_commands",
     "cli",
