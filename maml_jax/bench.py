@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from maml_jax import assembly, benchmarking
+from maml_jax import assembly, benchmarking, memory_errors
 from maml_jax.devices import task_mesh, tasks_per_device
 from maml_jax.layout import TaskAxis, layout_of
 from maml_jax.network import Network, assemble_network, assemble_outer_step, input_shape
@@ -64,12 +64,20 @@ def measure(config: Config, *, budget: float = 60.0, repeats: int = 5) -> Iterat
     Yields:
       Each setting when it is measured.
 
+    Raises:
+      MemoryError: if the device runs out of memory.
+
     Example:
       >>> from maml_jax import bench
       >>> from maml_jax.recipes import PRESETS
       >>> next(bench.measure(PRESETS["sinusoid-10shot-finn2017"], repeats=1)).num_tasks
       25
     """
+    with memory_errors.explained(config):
+        yield from _measured(config, budget, repeats)
+
+
+def _measured(config: Config, budget: float, repeats: int) -> Iterator[Measured]:
     network = assemble_network(config)
     tasks = jax.jit(functools.partial(_noise, config))(jax.random.key(0))
     began = time.monotonic()

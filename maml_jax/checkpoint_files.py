@@ -26,8 +26,10 @@ FORMAT_VERSION = 1
 STATE, MANIFEST, SEAL = "state", "manifest.json", "manifest.sha256"
 TEMPORARY, REPLACED = ".tmp-", ".replaced-"
 _STEP_NAME = re.compile(r"(\.replaced-)?(\d{8,})")
-# TensorStore reports a failed file operation as a ValueError that starts with these.
-_WRITE_FAILED = re.compile("RESOURCE_EXHAUSTED|PERMISSION_DENIED|NOT_FOUND|UNAVAILABLE|DATA_LOSS")
+# TensorStore reports a failed file operation as a ValueError that holds one of these.
+_WRITE_FAILED = re.compile(
+    r"os_error_code='\d+'|RESOURCE_EXHAUSTED|PERMISSION_DENIED|NOT_FOUND|UNAVAILABLE|DATA_LOSS"
+)
 
 
 class CheckpointError(Exception):

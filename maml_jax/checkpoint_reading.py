@@ -141,8 +141,22 @@ def read_newest(folder: Path, target: Any, config: Mapping[str, Any] | None) -> 
       CheckpointMismatchError: if the newest sound one differs from `target` or `config`.
       CheckpointVersionError: if it was written in a newer format.
     """
+    while True:
+        listed = locate(folder)
+        try:
+            return _newest_sound(listed, folder, target, config)
+        except (CheckpointCorruptError, OSError, ValueError):
+            # A run that trains removes its older ones: what is gone was not damaged.
+            if all(path.exists() for path in listed.values()):
+                raise
+
+
+def _newest_sound(
+    listed: dict[int, Path], folder: Path, target: Any, config: Mapping[str, Any] | None
+) -> Read | None:
+    """Reads the newest of some checkpoints that verifies."""
     reasons = []
-    for _, path in sorted(locate(folder).items(), reverse=True):
+    for _, path in sorted(listed.items(), reverse=True):
         try:
             read = _read_one(path, target, config=config)
         except CheckpointCorruptError as error:
@@ -150,7 +164,7 @@ def read_newest(folder: Path, target: Any, config: Mapping[str, Any] | None) -> 
             continue
         if reasons:
             message = f"Fell back to the checkpoint of step {read.step}: {' '.join(reasons)}"
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=5)
         return read
     if reasons:
         raise CheckpointCorruptError(f"No checkpoint in {folder} verifies: {' '.join(reasons)}")

@@ -175,6 +175,34 @@ def steps(folder: str | os.PathLike) -> list[int]:
     return sorted(locate(Path(folder)))
 
 
+def is_sound(folder: str | os.PathLike, step: int) -> bool:
+    """Tells whether a checkpoint that is there is what was saved.
+
+    Args:
+      folder: where the checkpoints are.
+      step: one of `steps(folder)`.
+
+    Returns:
+      Whether all of its files verify.
+
+    Raises:
+      CheckpointVersionError: if it was written in a newer format.
+
+    Example:
+      >>> import tempfile
+      >>> from maml_jax import checkpoints
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     _ = checkpoints.save(folder, 7, {"rate": 0.1}, config={})
+      ...     print(checkpoints.is_sound(folder, 7))
+      True
+    """
+    try:
+        verify(locate(Path(folder))[step])
+    except CheckpointCorruptError:
+        return False
+    return True
+
+
 def clear_unfinished(folder: str | os.PathLike) -> None:
     """Removes what killed saves left behind; call it once, before training starts.
 

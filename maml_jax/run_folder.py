@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from maml_jax.checks import nearest
+from maml_jax.evaluation import Evaluation
 from maml_jax.host import library_versions
 from maml_jax.recipes import Config
 
@@ -101,6 +102,50 @@ def _as_config(content: Any) -> Config:
             f"the file{nearest(unknown[0], known)}"
         )
     return Config(**content["config"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What `result.json` tells of a run's evaluation.
+
+    Attributes:
+      test: the evaluation on meta-test tasks.
+      baselines: from a name to the same number of something simpler.
+      outer_steps: after how many outer steps.
+    """
+
+    test: Evaluation
+    baselines: dict[str, float]
+    outer_steps: int
+
+
+def read_result(run_dir: pathlib.Path) -> Result | None:
+    """Reads the result of a run.
+
+    Args:
+      run_dir: the run's folder.
+
+    Returns:
+      The result, or None if there is none yet.
+
+    Raises:
+      ValueError: if the file is not as it was written.
+    """
+    path = run_dir / "result.json"
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = [field.name for field in dataclasses.fields(Evaluation)]
+        return Result(
+            test=Evaluation(**{name: content["test"][name] for name in names}),
+            baselines=dict(content["baselines"]),
+            outer_steps=content["outer_steps"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not as it was written; remove it, and `maml-jax plot` evaluates again."
+        ) from error
 
 
 def checked_settings(config: Config) -> dict[str, Any]:

@@ -10,7 +10,6 @@ Where the device runs out of memory, every function here raises `MemoryError` wi
 was asked of it and what to lower; checkpoints that are there stay.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -18,10 +17,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from rich.console import Console
 
-from maml_jax import checkpoints, diagnosing, processes, run_lock, training
+from maml_jax import checkpoints, diagnosing, memory_errors, processes, run_lock, training
 from maml_jax.assembly import Problem, assemble, pixel_baseline
 from maml_jax.diagnosis import Diagnosis
 from maml_jax.evaluation import Evaluation
@@ -32,6 +30,7 @@ from maml_jax.reporting import progress_report, say
 from maml_jax.run_folder import (
     checked_settings,
     read_config,
+    read_result,
     resume_command,
     write_config,
     write_json,
@@ -58,11 +57,12 @@ def start_run(config: Config, run_dir: str | os.PathLike, *, console: Console) -
     """
     run_dir = pathlib.Path(run_dir)
     processes.first_does(lambda: _check_new(run_dir))
-    problem = assemble(config)
-    processes.first_does(lambda: checkpoints.check_writable(run_dir / "checkpoints", 0))
-    with run_lock.held(run_dir, lambda line: say(console, line)):
-        processes.first_does(lambda: _begin(run_dir, config))
-        return _train(problem, run_dir, training.start(problem.outer, problem.params), console)
+    with memory_errors.explained(config):
+        problem = assemble(config)
+        processes.first_does(lambda: checkpoints.check_writable(run_dir / "checkpoints", 0))
+        with run_lock.held(run_dir, lambda line: say(console, line)):
+            processes.first_does(lambda: _begin(run_dir, config))
+            return _train(problem, run_dir, training.start(problem.outer, problem.params), console)
 
 
 def resume_run(run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any]:
@@ -81,22 +81,26 @@ def resume_run(run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any
     Raises:
       FileNotFoundError: if the folder holds no run.
       CheckpointCorruptError: if there are checkpoints, but none is sound.
+      CheckpointWriteError: if the folder cannot be written.
       RunLockedError: if another process trains in the folder.
       TrainingStopped: after a stop signal, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
-    problem = assemble(_config_for_all(run_dir))
-    fresh = training.start(problem.outer, problem.params)
-    with run_lock.held(run_dir, lambda line: say(console, line)):
-        progress = training.resume(run_dir, fresh, checked_settings(problem.config))
-        if progress is fresh:
-            line = "There is no checkpoint yet: starting at step 0."
-        elif progress.step >= problem.config.outer_steps:
-            line = f"All {progress.step:,} steps are done: evaluating again."
-        else:
-            line = f"Going on after step {progress.step:,} of {problem.config.outer_steps:,}."
-        say(console, line)
-        return _train(problem, run_dir, progress, console)
+    config = _config_for_all(run_dir)
+    processes.first_does(lambda: checkpoints.check_writable(run_dir / "checkpoints", 0))
+    with memory_errors.explained(config):
+        problem = assemble(config)
+        fresh = training.start(problem.outer, problem.params)
+        with run_lock.held(run_dir, lambda line: say(console, line)):
+            progress = training.resume(run_dir, fresh, checked_settings(config))
+            if progress is fresh:
+                line = "There is no checkpoint yet: starting at step 0."
+            elif progress.step >= config.outer_steps:
+                line = f"All {progress.step:,} steps are done: evaluating again."
+            else:
+                line = f"Going on after step {progress.step:,} of {config.outer_steps:,}."
+            say(console, line)
+            return _train(problem, run_dir, progress, console)
 
 
 def _check_new(run_dir: pathlib.Path) -> None:
@@ -136,12 +140,11 @@ def evaluate_run(run_dir: str | os.PathLike, **changes: Any) -> Evaluation:
       FileNotFoundError: if the folder holds no run, or the run no checkpoint.
     """
     problem, progress = load_run(run_dir)
-    with _explained_memory(problem.config):
-        return problem.evaluate(progress.best_params, "test", **changes)
+    return _evaluated(problem, progress.best_params, "test", **changes)
 
 
 def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
-    """Draws the pictures of a run anew; evaluates first if it has no result yet.
+    """Draws the pictures of a run anew; evaluates first if its result is not of its last step.
 
     Args:
       run_dir: the run's folder.
@@ -151,15 +154,15 @@ def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
 
     Raises:
       FileNotFoundError: if the folder holds no run, or the run no checkpoint.
+      ValueError: if `result.json` is damaged.
     """
     run_dir = pathlib.Path(run_dir)
     problem, progress = load_run(run_dir)
-    if not (run_dir / "result.json").exists():
-        return _finish(problem, run_dir, progress)[1]
-    result = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
-    names = [field.name for field in dataclasses.fields(Evaluation)]
-    test = Evaluation(**{name: result["test"][name] for name in names})
-    return _draw(problem, run_dir, progress, test, result["baselines"])
+    with memory_errors.explained(problem.config):
+        result = read_result(run_dir)
+        if result is None or result.outer_steps != progress.step:
+            return _finish(problem, run_dir, progress)[1]
+        return _draw(problem, run_dir, progress, result.test, result.baselines)
 
 
 def diagnose_preset(config: Config, *, budget: float) -> Iterator[Diagnosis]:
@@ -172,7 +175,7 @@ def diagnose_preset(config: Config, *, budget: float) -> Iterator[Diagnosis]:
     Yields:
       Each diagnosis when it is made.
     """
-    with _explained_memory(config):
+    with memory_errors.explained(config):
         yield from diagnosing.diagnose_preset(assemble(config), budget=budget)
 
 
@@ -190,7 +193,7 @@ def diagnose_run(run_dir: str | os.PathLike) -> Iterator[Diagnosis]:
     """
     problem, progress = load_run(run_dir)
     best = diagnosing.state_at(problem, progress.best_params, progress.best_step)
-    with _explained_memory(problem.config):
+    with memory_errors.explained(problem.config):
         yield from diagnosing.diagnose_run(problem, best, progress.state)
 
 
@@ -207,9 +210,11 @@ def load_run(run_dir: str | os.PathLike) -> tuple[Problem, training.Progress]:
       FileNotFoundError: if the folder holds no run, or the run no checkpoint.
     """
     run_dir = pathlib.Path(run_dir)
-    problem = assemble(read_config(run_dir))
-    before = training.start(problem.outer, problem.params)
-    progress = training.resume(run_dir, before, checked_settings(problem.config))
+    config = read_config(run_dir)
+    with memory_errors.explained(config):
+        problem = assemble(config)
+        before = training.start(problem.outer, problem.params)
+        progress = training.resume(run_dir, before, checked_settings(config))
     if progress is before:
         raise FileNotFoundError(
             f"{run_dir} has no checkpoint yet; train it with `{resume_command(run_dir)}`."
@@ -221,22 +226,21 @@ def _train(
     problem: Problem, run_dir: pathlib.Path, progress: training.Progress, console: Console
 ) -> dict[str, Any]:
     config = problem.config
-    with _explained_memory(config):
-        steps = {"first_step": progress.step, "num_steps": config.outer_steps}
-        with progress_report(console, **steps) as report:
-            progress = training.train(
-                problem.outer,
-                problem.meta_train,
-                progress,
-                problem.key("train"),
-                run_dir=run_dir,
-                schedule=_schedule(config),
-                validate=lambda params: problem.evaluate(params, "validation"),
-                diagnose=problem.diagnose,
-                report=report,
-                config=checked_settings(config),
-            )
-        return _finish(problem, run_dir, progress)[0]
+    steps = {"first_step": progress.step, "num_steps": config.outer_steps}
+    with progress_report(console, **steps) as report:
+        progress = training.train(
+            problem.outer,
+            problem.meta_train,
+            progress,
+            problem.key("train"),
+            run_dir=run_dir,
+            schedule=_schedule(config),
+            validate=lambda params: _evaluated(problem, params, "validation"),
+            diagnose=problem.diagnose,
+            report=report,
+            config=checked_settings(config),
+        )
+    return _finish(problem, run_dir, progress)[0]
 
 
 def _schedule(config: Config) -> training.Schedule:
@@ -250,28 +254,15 @@ def _schedule(config: Config) -> training.Schedule:
     )
 
 
-@contextlib.contextmanager
-def _explained_memory(config: Config) -> Iterator[None]:
-    """Turns JAX's error for a full device into one that says what to lower."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        classes = 1 if config.is_regression else config.way
-        examples = classes * (config.shot + config.query_shot)
-        raise MemoryError(
-            f"the device ran out of memory; a meta-batch has {config.meta_batch_size} tasks x "
-            f"{config.inner_steps} inner steps x {examples} examples. Start a run with a lower "
-            "--meta-batch-size, --query-shot, --inner-steps or --features, or with the first-order "
-            f"--inner fomaml. JAX says: {str(error).splitlines()[0]}"
-        ) from error
+def _evaluated(problem: Problem, params: Any, split: str, **changes: Any) -> Evaluation:
+    with memory_errors.explained(problem.config, evaluating=True):
+        return problem.evaluate(params, split, **changes)
 
 
 def _finish(problem: Problem, run_dir: pathlib.Path, progress: training.Progress):
     """Evaluates the best parameters and the baselines; process 0 writes the result and draws."""
-    test = problem.evaluate(progress.best_params, "test")
-    untrained = problem.evaluate(problem.inner.init(problem.params), "test")
+    test = _evaluated(problem, progress.best_params, "test")
+    untrained = _evaluated(problem, problem.inner.init(problem.params), "test")
     baselines = {"untrained": untrained.mean}
     if not problem.config.is_regression:
         pixels = pixel_baseline(problem, num_tasks=problem.config.test_tasks)

@@ -103,6 +103,7 @@ def train(
     Raises:
       TrainingStopped: after a stop signal, when the state is saved; also when it came
         during the last call.
+      FileExistsError: if the folder holds a sound checkpoint of a later step.
       NonFiniteTaskError: if `outer` was made to raise and a task was not finite; the state
         before that compiled call is saved.
       DivergedError: if no task counted in ten or more outer steps in a row, up to the end
@@ -168,6 +169,13 @@ def _prepare(saved: pathlib.Path, log: pathlib.Path, progress: Progress) -> None
     """Makes the folder ready for a run that goes on from a step."""
     checkpoints.check_writable(saved, 2 * _num_bytes(progress))
     checkpoints.clear_unfinished(saved)
+    later = [step for step in checkpoints.steps(saved) if step > progress.step]
+    for step in later:  # Of another run, or this one's: `resume` would take it for this one's.
+        if checkpoints.is_sound(saved, step):
+            raise FileExistsError(
+                f"{saved} holds step {step}, and training would begin after {progress.step}: go on "
+                "with training.resume, or name another folder."
+            )
     truncate_metrics(log, progress.step)
 
 

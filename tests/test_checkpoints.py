@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
 import typing
+import warnings
 from pathlib import Path
 
 import jax
@@ -19,7 +21,7 @@ import numpy as np
 import optax
 import pytest
 
-from maml_jax import checkpoints
+from maml_jax import checkpoint_reading, checkpoints
 
 CONFIG = {"shots": 5, "inner": {"learning_rate": 0.4}, "widths": [40, 40]}
 
@@ -369,6 +371,7 @@ def fail_with(error):
     ("owner", "name", "error"),
     [
         ("orbax", "save", ValueError("RESOURCE_EXHAUSTED: writing: No space left on device")),
+        ("orbax", "save", ValueError("OUT_OF_RANGE: File too large [os_error_code='27'")),
         ("orbax", "save", OSError(errno.ENOSPC, "No space left on device")),
         (os, "fsync", OSError(errno.EIO, "Input/output error")),
         (os, "rename", OSError(errno.ENOSPC, "No space left on device")),
@@ -379,7 +382,9 @@ def test_failed_write_leaves_the_old_and_no_litter(tmp_path, monkeypatch, owner,
 
     folder = tmp_path / "run"
     checkpoints.save(folder, 1, small_state(), config={})
-    message = rf"Cannot write to .*run: \d+ bytes needed, \d+ bytes free: .*{error.args[-1]}"
+    message = (
+        rf"Cannot write to .*run: \d+ bytes needed, \d+ bytes free: .*{re.escape(error.args[-1])}"
+    )
     with monkeypatch.context() as patch:
         patch.setattr(ocp.Checkpointer if owner == "orbax" else owner, name, fail_with(error))
         for step in (1, 2):
@@ -389,6 +394,27 @@ def test_failed_write_leaves_the_old_and_no_litter(tmp_path, monkeypatch, owner,
     restored = checkpoints.restore(folder, small_state())
     assert restored is not None
     assert_same(restored.state, small_state())
+
+
+def test_reading_while_a_run_goes_on_and_removes_what_was_listed(tmp_path, monkeypatch):
+    """Before each of the first two is read, the run saves another two and removes the older."""
+    for step in (1, 2):
+        checkpoints.save(tmp_path, step, small_state(step), config={})
+    verify, later = checkpoint_reading.verify, iter([(3, 4), (5, 6)])
+
+    def while_training(path):
+        manifest = verify(path)
+        for step in next(later, ()):
+            checkpoints.save(tmp_path, step, small_state(step), config={})
+        return manifest
+
+    monkeypatch.setattr(checkpoint_reading, "verify", while_training)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        restored = checkpoints.restore(tmp_path, small_state())
+    assert restored is not None
+    assert restored.step == 6
+    assert_same(restored.state, small_state(6))
 
 
 def test_other_orbax_errors_are_not_disguised(tmp_path, monkeypatch):

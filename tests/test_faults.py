@@ -186,24 +186,44 @@ def test_a_sum_that_overflows_though_no_task_does_is_explained():
 # F13: memory.
 
 
-def test_memory_that_really_runs_out(tmp_path, monkeypatch, capsys):
-    """Petabytes are asked of the device: exit code 76, what to lower, and nothing half done."""
+@pytest.fixture
+def fails_for_memory(tmp_path, monkeypatch, capsys):
+    """Runs a command that must exit with 76; returns what it said."""
     monkeypatch.setenv("MAML_JAX_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-    flags = {"features": 4, "meta_batch_size": 2, "query_shot": 10**13, "steps_per_call": 1}
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+
+    def run(command, **flags):
+        flags = {"features": 4, "meta_batch_size": 2, **flags}
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        with pytest.raises(SystemExit) as ended:
+            cli.main([command, "sinusoid-10shot-finn2017", *words])
+        assert ended.value.code == 76
+        said = capsys.readouterr().err
+        assert said.startswith("error: the device ran out of memory; ")
+        assert "Out of memory allocating" in said
+        return said
+
+    return run
+
+
+def test_memory_that_really_runs_out(tmp_path, fails_for_memory):
+    """Petabytes are asked of the device: exit code 76, what to lower, and nothing half done."""
     run_dir = tmp_path / "run"
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["train", "sinusoid-10shot-finn2017", *words, "--run-dir", str(run_dir)])
-    assert ended.value.code == 76
-    said = capsys.readouterr().err
-    assert said.startswith(
-        "error: the device ran out of memory; a meta-batch has 2 tasks x 1 inner"
-    )
+    said = fails_for_memory("train", query_shot=10**13, steps_per_call=1, run_dir=run_dir)
+    assert "a meta-batch has 2 tasks x 1 inner" in said
     assert "lower --meta-batch-size, --query-shot" in said
-    assert "RESOURCE_EXHAUSTED: Out of memory allocating" in said
     assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "config.json"]
     assert list((run_dir / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["train", "bench", "diagnose"])
+def test_memory_runs_out_before_a_step(command, tmp_path, fails_for_memory):
+    """While the network is made, and in the other commands."""
+    where = {"run_dir": tmp_path / "run"} if command == "train" else {}
+    where |= {"output": tmp_path / "found"} if command == "diagnose" else {}
+    said = fails_for_memory(command, features=10**8, **where)
+    assert "or --features" in said
+    assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
 # F18: code of the user that fails while the device computes.

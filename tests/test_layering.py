@@ -59,6 +59,7 @@ CHAIN = [
     "progress",
     "training",
     "recipes",
+    "memory_errors",
     "run_folder",
     "network",
     "assembly",

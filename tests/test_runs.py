@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 import maml_jax as mj
-from maml_jax import checkpoints, runs, training
+from maml_jax import assembly, checkpoints, runs, training
 from maml_jax.metrics_log import read_metrics
 from maml_jax.recipes import Config
 from maml_jax.run_folder import checked_settings, resume_command, write_config
@@ -211,10 +211,22 @@ def test_plot_draws_anew_and_evaluates_only_if_it_must(copied, monkeypatch):
         patch.setattr(runs, "_finish", None)
         assert [path.name for path in runs.plot_run(run_dir)] == PICTURES
     assert all((run_dir / name).stat().st_size > 1000 for name in PICTURES)
-    (run_dir / "result.json").unlink()
-    assert [path.name for path in runs.plot_run(run_dir)] == PICTURES
-    again = json.loads((run_dir / "result.json").read_text())
-    assert again == json.loads(json.dumps(result))
+    stale = json.dumps({**result, "outer_steps": 3, "summary": "of another step"})
+    for old in (None, stale):
+        (run_dir / "result.json").unlink()
+        if old is not None:
+            (run_dir / "result.json").write_text(old)
+        assert [path.name for path in runs.plot_run(run_dir)] == PICTURES
+        again = json.loads((run_dir / "result.json").read_text())
+        assert again == json.loads(json.dumps(result))
+
+
+@pytest.mark.parametrize("content", ["", '{"test": ', "[]", "{}", '{"test": {}}'])
+def test_a_damaged_result_is_named(copied, content):
+    run_dir, _ = copied
+    (run_dir / "result.json").write_text(content)
+    with pytest.raises(ValueError, match=r"result.json is not as it was written; remove it"):
+        runs.plot_run(run_dir)
 
 
 def test_no_run_no_checkpoint_no_configuration(tmp_path):
@@ -272,6 +284,17 @@ def test_out_of_memory_says_what_to_lower(copied, monkeypatch, memory):
         runs.resume_run(run_dir, console=console())
     assert checkpoints.steps(run_dir / "checkpoints") == [6]
     assert runs.load_run(run_dir)[1].step == 6
+
+
+def test_out_of_memory_in_an_evaluation_names_its_own_flags(copied, monkeypatch):
+    def fails(*arguments, **options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 8 bytes.")
+
+    monkeypatch.setattr(assembly.Problem, "evaluate", fails)
+    words = "an evaluation has 13 examples and 1 inner steps. Lower --test-query-shot, --test-inner"
+    for use in (runs.evaluate_run, lambda run_dir: runs.resume_run(run_dir, console=console())):
+        with pytest.raises(MemoryError, match=words):
+            use(copied[0])
 
 
 def test_new_run_dir_takes_the_next_number(tmp_path):

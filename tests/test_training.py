@@ -6,6 +6,7 @@ The oracle is the outer steps made one by one outside of the loop, or counting b
 import dataclasses
 import itertools
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -160,8 +161,27 @@ def test_a_run_made_longer_ends_where_one_does_that_was_so_from_the_start(
 
 
 def test_a_new_start_in_the_same_folder_starts_the_log_anew(tmp_path):
+    """Where the one before left no checkpoint, as after a failure before the first."""
     train(tmp_path)
     before = rows(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    train(tmp_path)
+    assert rows(tmp_path) == before
+
+
+def test_a_new_start_does_not_mix_with_the_checkpoints_of_another(tmp_path):
+    """Else `resume` would go on with the other; nothing of it is touched. Damaged ones may stay."""
+    train(tmp_path)
+    kept = checkpoints.steps(tmp_path / "checkpoints")
+    before = rows(tmp_path)
+    with pytest.raises(
+        FileExistsError, match=rf"holds step {kept[0]}, .* begin after 0: go on with .*resume, or"
+    ):
+        train(tmp_path)
+    assert checkpoints.steps(tmp_path / "checkpoints") == kept
+    assert rows(tmp_path) == before
+    for step in kept:
+        (tmp_path / "checkpoints" / f"{step:08d}" / "manifest.json").write_text("{}")
     train(tmp_path)
     assert rows(tmp_path) == before
 
