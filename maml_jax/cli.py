@@ -109,7 +109,7 @@ def _run(command: Callable[[list[str]], None], words: list[str]) -> None:
     except TrainingStopped as stop:
         sys.exit(stop.exit_code)
     except Terminated:
-        leave(exit_codes.STOPPED)
+        sys.exit(exit_codes.STOPPED)
     except KeyboardInterrupt:
         fail("interrupted.", code=exit_codes.INTERRUPTED)
     except MemoryError as error:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from maml_jax.file_errors import naming
+
 _COUNTS = ("n_nonfinite", "n_valid")
 
 
@@ -70,7 +72,7 @@ def truncate_metrics(path: str | os.PathLike, step: int) -> None:
         return
     kept = [row for row in read_metrics(path) if row["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with naming(temporary), open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in kept)
         file.flush()
         os.fsync(file.fileno())
@@ -90,7 +92,7 @@ def append_metrics(path: str | os.PathLike, row: dict[str, Any]) -> None:
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     append_metrics(pathlib.Path(folder) / "metrics.jsonl", {"step": 1, "loss": 0.5})
     """
-    with open(path, "a", encoding="utf-8") as log:
+    with naming(path), open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(row) + "\n")
         log.flush()
         # A checkpoint must not outlive, in a power cut, the lines that led to it.

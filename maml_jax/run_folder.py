@@ -1,6 +1,8 @@
 """The folder of a run: where it is, and the files in it that are not checkpoints or log."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -12,29 +14,35 @@ import numpy as np
 
 from maml_jax.checks import nearest
 from maml_jax.evaluation import Evaluation
+from maml_jax.file_errors import naming
 from maml_jax.host import library_versions
 from maml_jax.recipes import Config
 
 
-def new_run_dir(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
-    """Picks a folder that no run has: `runs/NAME`, then `runs/NAME-2` and so on.
+def claim_run_dir(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
+    """Makes a folder that no run has: `runs/NAME`, then `runs/NAME-2` and so on.
+
+    Of two commands that are started at once, each gets its own.
 
     Args:
       name: of the run.
       root: folder of all runs.
 
     Returns:
-      The folder, not yet made.
+      The folder, empty.
 
     Example:
-      >>> from maml_jax.run_folder import new_run_dir
-      >>> new_run_dir("first", root="no_such_folder").name
-      'first'
+      >>> import tempfile
+      >>> from maml_jax.run_folder import claim_run_dir
+      >>> with tempfile.TemporaryDirectory() as root:
+      ...     [claim_run_dir("first", root=root).name for _ in range(2)]
+      ['first', 'first-2']
     """
-    path, number = pathlib.Path(root) / name, 1
-    while path.exists():
-        number += 1
-        path = pathlib.Path(root) / f"{name}-{number}"
+    for number in itertools.count(1):
+        path = pathlib.Path(root) / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
     return path
 
 
@@ -171,7 +179,7 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with naming(temporary), open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=2) + "\n")
         file.flush()
         # Without it a power cut can leave the new name on an empty file.

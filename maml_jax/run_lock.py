@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from maml_jax import processes
+from maml_jax.file_errors import naming
 
 FILE = "run.lock"
 """Name of the file in the folder of a run; there while it trains."""
@@ -68,7 +69,8 @@ def _held_here(path: pathlib.Path, tell: Callable[[str], object]) -> Iterator[No
             )
         if before:
             tell(f"{_name(before)} was killed and left its lock: taking over.")
-        _write(file, _this_process(here))
+        with naming(path):
+            _write(file, _this_process(here))
         try:
             yield
         finally:

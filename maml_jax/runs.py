@@ -35,7 +35,7 @@ from maml_jax.run_folder import (
     write_config,
     write_json,
 )
-from maml_jax.run_folder import new_run_dir as new_run_dir
+from maml_jax.run_folder import claim_run_dir as claim_run_dir
 
 
 def start_run(config: Config, run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """`maml-jax train` and `maml-jax resume`: alone, or as one of several processes."""
 
 import contextlib
+import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import jax
@@ -53,13 +54,14 @@ def train(words: list[str]) -> None:
 
     command = f"train {name}" if rest != words else "train"
     config, run_dir, cluster = parse(asked, rest, command)
-    with _sigterm_raises(cluster):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_sigterm_raises(cluster))
         console = _join(cluster)
-        run_dir = run_dir or runs.new_run_dir(name)
+        folder = run_dir or stack.enter_context(_claimed(name))
         devices, several = jax.devices(), processes.several()
         places = f" in {jax.process_count()} processes" if several else ""
-        say(console, f"{name} in {run_dir}, on {len(devices)} x {devices[0].device_kind}{places}")
-        _report(console, run_dir, lambda: runs.start_run(config, run_dir, console=console))
+        say(console, f"{name} in {folder}, on {len(devices)} x {devices[0].device_kind}{places}")
+        _report(console, folder, lambda: runs.start_run(config, folder, console=console))
 
 
 def resume(words: list[str]) -> None:
@@ -84,6 +86,26 @@ def resume(words: list[str]) -> None:
     with _sigterm_raises(cluster):
         console = _join(cluster)
         _report(console, run_dir, lambda: runs.resume_run(run_dir, console=console))
+
+
+@contextlib.contextmanager
+def _claimed(name: str) -> Iterator[pathlib.Path]:
+    """Takes a new folder, and gives it back if nothing was begun in it.
+
+    Of several processes the first takes it, and all name it.
+    """
+
+    def claim() -> bytes:
+        return os.fsencode(runs.claim_run_dir(name))
+
+    path = pathlib.Path(os.fsdecode(processes.from_first(claim)))
+    try:
+        yield path
+    finally:
+        if processes.is_first():
+            with contextlib.suppress(OSError):  # It is not empty, as after every run.
+                path.rmdir()
+                path.parent.rmdir()
 
 
 def _sigterm_raises(cluster: Cluster) -> contextlib.AbstractContextManager[None]:

@@ -49,6 +49,7 @@ CHAIN = [
     "advice",
     "diagnosis",
     "evaluation",
+    "file_errors",
     "metrics_log",
     "stop_signals",
     "run_lock",

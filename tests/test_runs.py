@@ -3,10 +3,13 @@
 The oracle of the numbers is the same evaluation made from the library's own pieces.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import io
 import json
+import os
 import shutil
 
 import jax
@@ -17,8 +20,8 @@ from PIL import Image
 from rich.console import Console
 
 import maml_jax as mj
-from maml_jax import assembly, checkpoints, runs, training
-from maml_jax.metrics_log import read_metrics
+from maml_jax import assembly, checkpoints, run_lock, runs, training
+from maml_jax.metrics_log import append_metrics, read_metrics, truncate_metrics
 from maml_jax.recipes import Config
 from maml_jax.run_folder import checked_settings, resume_command, write_config
 from training_runs import quick_compilation  # noqa: F401
@@ -297,11 +300,31 @@ def test_out_of_memory_in_an_evaluation_names_its_own_flags(copied, monkeypatch)
             use(copied[0])
 
 
-def test_new_run_dir_takes_the_next_number(tmp_path):
-    """Oracle: names that are not there yet; a space is quoted in the command."""
-    for name in ("mine", "mine-2", "mine-3"):
-        assert runs.new_run_dir("mine", root=tmp_path).name == name
-        (tmp_path / name).mkdir()
+def test_a_claimed_folder_is_the_next_number_whoever_comes_first(tmp_path):
+    """Oracle: twelve threads at once, no two of which may get one; a space is quoted."""
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        claimed = pool.map(lambda _: runs.claim_run_dir("mine", root=tmp_path).name, range(12))
+    assert sorted(claimed) == sorted(["mine", *(f"mine-{number}" for number in range(2, 13))])
     assert resume_command("runs/a b") == "maml-jax resume 'runs/a b'"
     with contextlib.chdir(tmp_path):
-        assert str(runs.new_run_dir("mine")) == "runs/mine"
+        assert str(runs.claim_run_dir("mine")) == "runs/mine"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: append_metrics(folder / "metrics.jsonl", {"step": 1}),
+        lambda folder: truncate_metrics(folder / "metrics.jsonl", 0),
+        lambda folder: write_config(folder, CONFIG),
+        lambda folder: run_lock.held(folder, print).__enter__(),
+    ],
+)
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch, write):
+    (tmp_path / "metrics.jsonl").touch()
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/\w+"):
+        write(tmp_path)
