@@ -203,4 +203,5 @@ def test_second_ctrl_c_kills_at_once_in_the_final_evaluation(environment):  # no
     time.sleep(0.5)
     assert child.poll() is None
     child.send_signal(signal.SIGINT)
+    assert child.wait(30) == 130  # Not for want of control, which takes 60 s.
     assert finish(child) == (130, "", "")
