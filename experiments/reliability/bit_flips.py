@@ -7,9 +7,7 @@ is detected if the run is taken up from the checkpoint before, equal in every bi
 there, with a warning that names the file. A few minutes.
 """
 
-import argparse
 import collections
-import pathlib
 import random
 import re
 import time
@@ -17,7 +15,7 @@ import warnings
 
 import jax
 import numpy as np
-from common import HERE, workplace, write
+from common import asked, workplace, write
 
 from children import finish, start
 from maml_jax import checkpoints, runs
@@ -49,11 +47,7 @@ def bits(tree):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--flips", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=HERE / "results" / "bit_flips.json")
-    options = parser.parse_args(arguments)
+    options = asked(__file__, __doc__, arguments, flips=200)
     began, rng = time.monotonic(), random.Random(options.seed)
     detected, flips_by_kind = 0, collections.Counter()
     with workplace() as (folder, environment):

@@ -1,5 +1,6 @@
 """What the programs of this folder share: the tests' tools, and how a result is written."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -13,6 +14,17 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
 from maml_jax.benchmarking import machine  # noqa: E402
+
+
+def asked(file, doc, arguments, **how_often):
+    """Reads how often a program disturbs, by one flag, the seed, and where the result goes."""
+    ((name, default),) = how_often.items()
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    output = HERE / "results" / f"{pathlib.Path(file).stem}.json"
+    parser.add_argument("--output", type=pathlib.Path, default=output)
+    return parser.parse_args(arguments)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,11 @@ be, leaf by leaf, that of a run that nothing disturbed; after each twelfth the r
 end, and so must its end and its log. The tools are those of `tests/test_kill.py`. About 5 s a kill.
 """
 
-import argparse
 import dataclasses
-import pathlib
 import random
 import time
 
-from common import HERE, workplace, write
+from common import asked, workplace, write
 
 from test_kill import Tally, disturb, undisturbed
 
@@ -35,11 +33,7 @@ def count(kills, seed, folder, environment):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=HERE / "results" / "kills.json")
-    options = parser.parse_args(arguments)
+    options = asked(__file__, __doc__, arguments, kills=200)
     began = time.monotonic()
     with workplace() as (folder, environment):
         tally, runs = count(options.kills, options.seed, folder, environment)

@@ -1,22 +1,20 @@
 """Kills one of two training processes, or stops one, again and again, and times the other one.
 
-    python experiments/reliability/losses.py [--rounds 8] [--seed 0] [--output FILE]
+    python experiments/reliability/losses.py [--rounds 6] [--seed 0] [--output FILE]
 
 A round kills process 0, then process 1, then sends SIGTERM to either. After a loss the other one
 must leave by itself, after a SIGTERM both must, at the same step; the run that is resumed after
 every event must end as one that nothing disturbed. Seconds are from the signal to the end of the
-last process. Two devices each, on loopback; about 30 s a round.
+last process. Two devices each, on loopback; about a minute a round.
 """
 
-import argparse
 import collections
-import pathlib
 import random
 import signal
 import statistics
 import time
 
-from common import HERE, workplace, write
+from common import asked, workplace, write
 from test_distributed import PATIENCE, RUN, STEPS, pairs, when_at
 
 from children import fingerprints, finish, last_logged_step, rows
@@ -45,11 +43,7 @@ def disturb(event, pair, rng, run_dir):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=HERE / "results" / "losses.json")
-    options = parser.parse_args(arguments)
+    options = asked(__file__, __doc__, arguments, rounds=6)
     began, rng = time.monotonic(), random.Random(options.seed)
     seconds, codes = collections.defaultdict(list), collections.Counter()
     steps = str(STEPS_A_ROUND * options.rounds)

@@ -7,14 +7,12 @@ resumed after every stop must end as one that nothing disturbed. Seconds are fro
 end of the process.
 """
 
-import argparse
-import pathlib
 import random
 import signal
 import statistics
 import time
 
-from common import HERE, workplace, write
+from common import asked, workplace, write
 
 from children import fingerprints, finish, last_logged_step, rows, start, wait_until
 from test_kill import RUN, undisturbed
@@ -36,11 +34,7 @@ def stop_once(words, number, run_dir, environment, rng):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stops", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=pathlib.Path, default=HERE / "results" / "stops.json")
-    options = parser.parse_args(arguments)
+    options = asked(__file__, __doc__, arguments, stops=40)
     began, rng, seconds, codes, wrong, runs = (
         time.monotonic(),
         random.Random(options.seed),
