@@ -67,8 +67,8 @@ def make_outer_step(
       task_axis: "vmap" runs all tasks side by side, "scan" one after the other, a number
         so many at a time. "auto" takes as many as fit in an accelerator's memory;
         on a CPU one at a time if they are large (`maml_jax.layout`). It changes speed and
-        memory, never the result.
-        Processes of unlike memory or devices need a number here, the same for all.
+        memory, never the result. Processes of unlike memory or devices need a number here, the
+        same for all.
       mesh: devices that share the tasks, with an axis "tasks" whose size divides T. With an
         axis "model" too, parameters and optimizer state are split over it. None is the default
         device.

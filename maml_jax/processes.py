@@ -104,27 +104,27 @@ def connect(cluster: Cluster) -> None:
 def _check_cluster(cluster: Cluster) -> None:
     given = (cluster.coordinator, cluster.num_processes, cluster.process_id)
     coordinator, num_processes, process_id = given
-    if coordinator is None or num_processes is None or process_id is None:
-        if given != (None,) * 3:
-            raise ValueError(_halves(cluster, given))
+    if given == (None, None, None):
         return
-    if not cluster.distributed:
-        raise ValueError(_halves(cluster, given))
-    if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
+    if (
+        not cluster.distributed
+        or coordinator is None
+        or num_processes is None
+        or process_id is None
+    ):
+        raise ValueError(
+            "--coordinator, --num-processes and --process-id go together, with --distributed, got "
+            f"--distributed {cluster.distributed} with {given}; on Cloud TPU, Slurm and Kubernetes "
+            "give --distributed alone."
+        )
+    _, colon, port = coordinator.rpartition(":")
+    if not (colon and port.isdigit()):
         raise ValueError(f"--coordinator must be HOST:PORT of process 0, got {coordinator!r}.")
     if not 0 <= process_id < num_processes:
         raise ValueError(
             "--process-id must be from 0 to below --num-processes, got "
             f"{process_id} of {num_processes}."
         )
-
-
-def _halves(cluster: Cluster, given: tuple) -> str:
-    return (
-        "--coordinator, --num-processes and --process-id go together, with --distributed, got "
-        f"--distributed {cluster.distributed} with {given}; on Cloud TPU, Slurm and Kubernetes "
-        "give --distributed alone."
-    )
 
 
 def _bind_address(coordinator: str | None) -> str | None:

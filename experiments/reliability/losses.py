@@ -3,9 +3,9 @@
     python experiments/reliability/losses.py [--rounds 6] [--seed 0] [--output FILE]
 
 A round kills process 0, then process 1, then sends SIGTERM to either. After a loss the other one
-must leave by itself, after a SIGTERM both must, at the same step; the run that is resumed after
-every event must end as one that nothing disturbed. Seconds are from the signal to the end of the
-last process. Two devices each, on loopback; about a minute a round.
+must leave by itself, after a SIGTERM both must; the run that is resumed after every event must end
+as one that nothing disturbed. Seconds are from the signal to the end of the last process. Two
+devices each, on loopback; about a minute a round.
 """
 
 import collections
