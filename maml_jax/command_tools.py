@@ -1,6 +1,7 @@
 """What all commands share: reading their words, warning, ending with a message."""
 
 import pathlib
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -68,6 +69,9 @@ def use_compilation_cache() -> None:
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     """Shows a warning without the place in our source that it comes from.
 
+    JAX warns of a kept program that it cannot read and compiles it anew, but keeps the file: the
+    warning would come back at each start, so it is shown with what ends it.
+
     Args:
       message: the warning.
       category: not shown.
@@ -77,6 +81,12 @@ def show_warning(message, category, filename, lineno, file=None, line=None) -> N
       line: not shown.
     """
     del category, filename, lineno, file, line
+    if str(message).startswith("Error reading persistent compilation cache entry"):
+        folder = shlex.quote(str(jax.config.values["jax_compilation_cache_dir"]))
+        message = (
+            "a kept compiled program is damaged, or another run is just writing it: compiled anew; "
+            f"if this comes back, run: rm -r {folder}"
+        )
     complain(f"warning: {message}")
 
 
