@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-
-from maml_jax import processes
 
 FORMAT_VERSION = 1
 """Version of the folder layout and of the manifest; a reader refuses newer ones."""
@@ -60,8 +56,9 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
 
     Returns:
       `format_version`, `step`, `config`, `versions` (of the libraries that wrote it),
-      `files` (by path: size in bytes and SHA-256) and `leaves` (in tree order: path,
-      dtype, shape, SHA-256, and the generator of a typed random key).
+      `files` (by path: size in bytes and SHA-256) and `leaves` (in tree order: `path`; `type`,
+      which is dtype and shape; `key_impl`, the generator of a typed random key, else None;
+      `sha256`).
 
     Raises:
       CheckpointCorruptError: if the manifest is missing or not as written.
@@ -91,71 +88,40 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(getattr(leaf, "dtype", np.bool_), jax.dtypes.prng_key)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back the log lines of Orbax; what fails is raised too, so not even errors are shown."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    try:
+        logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        logger.setLevel(level)
 
 
-def describe(leaf: Any) -> str:
-    """Names the dtype and shape of a leaf, as in `float32[3, 4]`."""
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    kinds = (np.number, np.bool_, jax.dtypes.prng_key)
-    if not any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds):
-        raise ValueError(f"A leaf must be an array or a number, got dtype {leaf.dtype}.")
-    return f"{leaf.dtype.name}{list(leaf.shape)}"
+def load_orbax() -> Any:
+    """Imports Orbax, which takes seconds the first time.
 
+    Returns:
+      The module.
 
-def stored_type(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Gives the shape and dtype under which a leaf is stored: a key as its integers."""
-    leaf = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    # Not through canonicalization: NumPy leaves keep 64 bits when JAX has 32.
-    return jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype).newbyteorder("="))
-
-
-def to_host(state: Any) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """Copies the leaves of a tree to the host, and describes each.
-
-    What is split over several processes is gathered first, leaf by leaf, by all of them.
+    Example:
+      >>> from maml_jax.checkpoint_files import load_orbax
+      >>> load_orbax().__name__
+      'orbax.checkpoint'
     """
-    leaves, arrays = [], []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        kind = describe(leaf)
-        stored = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        if isinstance(stored, jax.Array) and not stored.is_fully_replicated:
-            stored = multihost_utils.process_allgather(stored, tiled=True)
-        array = np.array(stored, order="C", copy=True)
-        arrays.append(array.astype(array.dtype.newbyteorder("="), copy=False))
-        key_impl = str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
-        name = jax.tree_util.keystr(path)
-        described = {"path": name, "type": kind, "key_impl": key_impl}
-        leaves.append(described | {"sha256": digest_array(arrays[-1])})
-    return leaves, arrays
+    with _quiet():
+        import orbax.checkpoint as ocp
 
-
-def place(array: np.ndarray, like: Any, *, key_impl: str | None) -> Any:
-    """Gives a verified array the type and sharding of the target's leaf."""
-    if isinstance(like, np.ndarray):
-        return array
-    if isinstance(like, np.generic | int | float | complex):
-        return array[()] if isinstance(like, np.generic) else array.item()
-    value = (
-        array if key_impl is None else jax.random.wrap_key_data(jnp.asarray(array), impl=key_impl)
-    )
-    if not getattr(like, "committed", True):
-        return jax.device_put(value)  # It stays uncommitted: it may meet arrays on any device.
-    sharding = like.sharding
-    return jax.device_put(value) if sharding is None else processes.put(value, sharding)
+        return ocp
 
 
 @contextlib.contextmanager
 def _orbax(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Gives Orbax (slow to import) and a checkpointer, its log lines held back."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    try:
-        logger.setLevel(logging.ERROR)
-        import orbax.checkpoint as ocp
-
+    """Gives Orbax and a checkpointer, its log lines held back."""
+    ocp = load_orbax()
+    with _quiet():
         # Orbax 0.12 takes the folder for a glob pattern when it merges its OCDBT files; with
         # brackets in it the pattern finds nothing, and what was saved cannot be read.
         alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
@@ -164,8 +130,6 @@ def _orbax(path: Path) -> Iterator[tuple[Any, Any]]:
         )
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             yield ocp, checkpointer
-    finally:
-        logger.setLevel(level)
 
 
 def write_arrays(path: Path, arrays: list[np.ndarray]) -> None:
@@ -248,13 +212,6 @@ def locate(folder: Path) -> dict[int, Path]:
     found = {path: _STEP_NAME.fullmatch(path.name) for path in folder.iterdir()}
     # The final name sorts after the dotted one, and so wins.
     return {int(match[2]): path for path, match in sorted(found.items()) if match}
-
-
-def digest_array(array: np.ndarray) -> str:
-    """Returns the SHA-256 of dtype, shape and bytes."""
-    digest = hashlib.sha256(describe(array).encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def digest_files(path: Path) -> dict[str, str]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from maml_jax.checkpoint_files import (
@@ -16,15 +15,13 @@ from maml_jax.checkpoint_files import (
     STATE,
     CheckpointCorruptError,
     CheckpointMismatchError,
-    describe,
-    digest_array,
     digest_files,
+    load_orbax,
     locate,
-    place,
     read_arrays,
     read_manifest,
-    stored_type,
 )
+from maml_jax.checkpoint_leaves import by_name, describe, digest_array, stored_type
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +140,8 @@ def read_newest(folder: Path, target: Any, config: Mapping[str, Any] | None) -> 
     """
     while True:
         listed = locate(folder)
+        if listed:
+            load_orbax()  # Before what is there is verified: a run that trains may remove it.
         try:
             return _newest_sound(listed, folder, target, config)
         except (CheckpointCorruptError, OSError, ValueError):
@@ -171,24 +170,6 @@ def _newest_sound(
     return None
 
 
-def placed(read: Read, target: Any) -> Any:
-    """Gives what was read the structure, types and shardings of the target.
-
-    Args:
-      read: a checkpoint, read for this target.
-      target: as in `maml_jax.checkpoints.restore`.
-
-    Returns:
-      The tree.
-    """
-    wanted = _by_name(target)
-    leaves = {
-        name: place(array, wanted[name], key_impl=key_impl)
-        for (name, key_impl), array in zip(read.keys.items(), read.arrays, strict=True)
-    }
-    return jax.tree.unflatten(jax.tree.structure(target), [leaves[name] for name in wanted])
-
-
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """Gives settings as JSON gives them back.
 
@@ -213,7 +194,7 @@ def _read_one(path: Path, target: Any, *, config: Mapping[str, Any] | None) -> R
     for name, value in as_json(config or {}).items():
         if (saved := manifest["config"].get(name, "nothing")) != value:
             raise CheckpointMismatchError(f"{path}: config {name}: saved {saved}, wanted {value}.")
-    wanted = _by_name(target)
+    wanted = by_name(target)
     leaves = {leaf["path"]: leaf for leaf in manifest["leaves"]}
     for name in wanted | leaves:
         saved = leaves[name]["type"] if name in leaves else "nothing"
@@ -226,8 +207,3 @@ def _read_one(path: Path, target: Any, *, config: Mapping[str, Any] | None) -> R
             raise CheckpointCorruptError(f"{path}: leaf {name} is not what was saved.")
     keys = {name: leaf["key_impl"] for name, leaf in leaves.items()}
     return Read(step=manifest["step"], config=manifest["config"], keys=keys, arrays=arrays)
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

@@ -26,7 +26,6 @@ from maml_jax.checkpoint_files import (
     publish,
     remove,
     settle,
-    to_host,
     write_arrays,
     write_manifest,
 )
@@ -35,7 +34,8 @@ from maml_jax.checkpoint_files import CheckpointError as CheckpointError
 from maml_jax.checkpoint_files import CheckpointMismatchError as CheckpointMismatchError
 from maml_jax.checkpoint_files import CheckpointVersionError as CheckpointVersionError
 from maml_jax.checkpoint_files import read_manifest as read_manifest
-from maml_jax.checkpoint_reading import as_json, pack, placed, read_newest, unpack
+from maml_jax.checkpoint_leaves import placed, to_host
+from maml_jax.checkpoint_reading import as_json, pack, read_newest, unpack
 from maml_jax.checkpoint_reading import verify as verify
 
 
@@ -161,7 +161,9 @@ def restore(
         read = read_newest(folder, target, config)
     if read is None:
         return None
-    return Restored(step=read.step, state=placed(read, target), config=read.config)
+    return Restored(
+        step=read.step, state=placed(read.arrays, read.keys, target), config=read.config
+    )
 
 
 def steps(folder: str | os.PathLike) -> list[int]:

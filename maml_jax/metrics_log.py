@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from maml_jax.atomic_files import written_whole
 from maml_jax.file_errors import naming
 
 _COUNTS = ("n_nonfinite", "n_valid")
@@ -71,12 +72,8 @@ def truncate_metrics(path: str | os.PathLike, step: int) -> None:
     if not path.exists():
         return
     kept = [row for row in read_metrics(path) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    with naming(temporary), open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with written_whole(path) as file:
+        file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
 
 
 def append_metrics(path: str | os.PathLike, row: dict[str, Any]) -> None:

@@ -79,6 +79,8 @@ def resume(run_dir: str | pathlib.Path, progress: Progress, config: dict[str, An
     Raises:
       CheckpointCorruptError: if there are checkpoints, but none is sound.
       CheckpointMismatchError: if they are of another model, optimizer or configuration.
+      CheckpointVersionError: if the newest was written in a newer format.
+      ProcessError: in the other processes, if process 0 raises.
 
     Example:
       >>> from maml_jax import training

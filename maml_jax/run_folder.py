@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from maml_jax.atomic_files import written_whole
 from maml_jax.checks import nearest
 from maml_jax.evaluation import Evaluation
-from maml_jax.file_errors import naming
 from maml_jax.host import library_versions
 from maml_jax.recipes import Config
+
+_UNCHECKED = ("data_dir", "checkpoint_every", "test_tasks", "source", "reported")
 
 
 def claim_run_dir(name: str, root: str | os.PathLike = "runs") -> pathlib.Path:
@@ -84,6 +86,21 @@ def read_config(run_dir: str | os.PathLike) -> Config:
       The configuration.
 
     Raises:
+      FileNotFoundError, ValueError: as in `read_settings`.
+    """
+    return Config(**read_settings(run_dir))
+
+
+def read_settings(run_dir: str | os.PathLike) -> dict[str, Any]:
+    """Reads the settings of a run as they were written, all of them good.
+
+    Args:
+      run_dir: the run's folder.
+
+    Returns:
+      The arguments of its `Config`; a run of an older version lacks the newer ones.
+
+    Raises:
       FileNotFoundError: if the folder holds no run.
       ValueError: if the file is damaged, or has a field or value that this version does not
         know.
@@ -94,12 +111,12 @@ def read_config(run_dir: str | os.PathLike) -> Config:
             f"{run_dir} holds no run (no config.json); start one with `maml-jax train`."
         )
     try:
-        return _as_config(json.loads(path.read_text(encoding="utf-8")))
+        return _as_settings(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is not as it was written: {error}") from error
 
 
-def _as_config(content: Any) -> Config:
+def _as_settings(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise ValueError("it must hold an entry 'config'.")
     known = [field.name for field in dataclasses.fields(Config)]
@@ -109,7 +126,8 @@ def _as_config(content: Any) -> Config:
             f"it has fields that this version does not know: {unknown}; use the version named in "
             f"the file{nearest(unknown[0], known)}"
         )
-    return Config(**content["config"])
+    Config(**content["config"])
+    return content["config"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,31 +175,46 @@ def read_result(run_dir: pathlib.Path) -> Result | None:
 
 
 def checked_settings(config: Config) -> dict[str, Any]:
-    """Gives what must be equal for a checkpoint to be this run's: not where the data lie.
+    """Gives what must be equal for a checkpoint to be this run's.
 
     Args:
       config: the run's configuration.
 
     Returns:
-      Plain values: the configuration without `data_dir`, and whether JAX has 64 bits.
+      Plain values: the configuration without what no state depends on (where the data lie,
+      how often to save, the final evaluation, the publication), and whether JAX has 64 bits.
     """
     settings = dataclasses.asdict(config)
-    del settings["data_dir"]
+    for name in _UNCHECKED:
+        del settings[name]
     return {**settings, "x64": jax.dtypes.canonicalize_dtype(float) == np.float64}
+
+
+def comparable_settings(written: dict[str, Any]) -> dict[str, Any]:
+    """Gives those checked settings that the checkpoints of a run can have.
+
+    A field that is newer than the run is in none of its files: its default is what the run had.
+
+    Args:
+      written: what `read_settings` gave.
+
+    Returns:
+      As `checked_settings`, without what was not written.
+    """
+    settings = checked_settings(Config(**written))
+    return {name: settings[name] for name in settings if name in written or name == "x64"}
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     """Writes a file whole or not at all.
 
     Args:
-      path: the file.
+      path: the file; its folder is made if missing.
       content: plain values.
+
+    Raises:
+      OSError: if it cannot be written, with the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with naming(temporary), open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        # Without it a power cut can leave the new name on an empty file.
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with written_whole(path) as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")

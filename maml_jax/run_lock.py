@@ -8,6 +8,7 @@ one host only, so that a file that another host left must not be taken over unas
 import contextlib
 import datetime
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -69,9 +70,9 @@ def _held_here(path: pathlib.Path, tell: Callable[[str], object]) -> Iterator[No
             )
         if before:
             tell(f"{_name(before)} was killed and left its lock: taking over.")
-        with naming(path):
-            _write(file, _this_process(here))
         try:
+            with naming(path):
+                _write(file, _this_process(here))
             yield
         finally:
             # Before the lock is let go: afterwards the file may be another's.
@@ -102,13 +103,11 @@ def _open_locked(path: pathlib.Path) -> int:
 def _lock(file: int) -> bool:
     """Locks an open file, if no living process has."""
     try:
-        import fcntl
-
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except (ModuleNotFoundError, OSError) as error:
-        if getattr(error, "errno", None) not in (None, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise
         # No locks in this file system: the number of a living process, unless it is another's.
         before = _read(file)

@@ -29,13 +29,15 @@ from maml_jax.recipes import Config
 from maml_jax.reporting import progress_report, say
 from maml_jax.run_folder import (
     checked_settings,
-    read_config,
+    comparable_settings,
     read_result,
+    read_settings,
     resume_command,
     write_config,
     write_json,
 )
 from maml_jax.run_folder import claim_run_dir as claim_run_dir
+from maml_jax.run_folder import read_config as read_config
 
 
 def start_run(config: Config, run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any]:
@@ -86,13 +88,14 @@ def resume_run(run_dir: str | os.PathLike, *, console: Console) -> dict[str, Any
       TrainingStopped: after a stop signal, when the state is saved.
     """
     run_dir = pathlib.Path(run_dir)
-    config = _config_for_all(run_dir)
+    settings = _settings_for_all(run_dir)
+    config = Config(**settings)
     processes.first_does(lambda: checkpoints.check_writable(run_dir / "checkpoints", 0))
     with memory_errors.explained(config):
         problem = assemble(config)
         fresh = training.start(problem.outer, problem.params)
         with run_lock.held(run_dir, lambda line: say(console, line)):
-            progress = training.resume(run_dir, fresh, checked_settings(config))
+            progress = training.resume(run_dir, fresh, comparable_settings(settings))
             if progress is fresh:
                 line = "There is no checkpoint yet: starting at step 0."
             elif progress.step >= config.outer_steps:
@@ -116,13 +119,9 @@ def _begin(run_dir: pathlib.Path, config: Config) -> None:
     write_config(run_dir, config)
 
 
-def _config_for_all(run_dir: pathlib.Path) -> Config:
-    """Reads the configuration where the folder is, and gives it to all processes."""
-
-    def read() -> bytes:
-        return json.dumps(dataclasses.asdict(read_config(run_dir))).encode()
-
-    return Config(**json.loads(processes.from_first(read)))
+def _settings_for_all(run_dir: pathlib.Path) -> dict[str, Any]:
+    """Reads the settings where the folder is, and gives them to all processes."""
+    return json.loads(processes.from_first(lambda: json.dumps(read_settings(run_dir)).encode()))
 
 
 def evaluate_run(run_dir: str | os.PathLike, **changes: Any) -> Evaluation:
@@ -210,11 +209,12 @@ def load_run(run_dir: str | os.PathLike) -> tuple[Problem, training.Progress]:
       FileNotFoundError: if the folder holds no run, or the run no checkpoint.
     """
     run_dir = pathlib.Path(run_dir)
-    config = read_config(run_dir)
+    settings = read_settings(run_dir)
+    config = Config(**settings)
     with memory_errors.explained(config):
         problem = assemble(config)
         before = training.start(problem.outer, problem.params)
-        progress = training.resume(run_dir, before, checked_settings(config))
+        progress = training.resume(run_dir, before, comparable_settings(settings))
     if progress is before:
         raise FileNotFoundError(
             f"{run_dir} has no checkpoint yet; train it with `{resume_command(run_dir)}`."

@@ -84,6 +84,10 @@ def train(
     the validation if one is due. Several processes (`maml_jax.processes`) all call it; a
     signal to one stops all at the same step, and process 0 writes.
 
+    It takes no lock, as the caller also reads the folder before and writes to it after: a script
+    that may be started twice holds `maml_jax.run_lock.held(run_dir)` around all of it, as
+    `maml-jax train` does.
+
     Args:
       outer: the outer step.
       sampler: the sampler of training tasks.
@@ -104,12 +108,15 @@ def train(
       TrainingStopped: after a stop signal, when the state is saved; also when it came
         during the last call.
       FileExistsError: if the folder holds a sound checkpoint of a later step.
+      ValueError: if the folder's log has a broken line before its last.
       NonFiniteTaskError: if `outer` was made to raise and a task was not finite; the state
         before that compiled call is saved.
       DivergedError: if no task counted in ten or more outer steps in a row, up to the end
         of a call; the last checkpoint is from before that call.
       CheckpointWriteError: if the folder cannot be written, before the first step; or the
         disk is full, when the older checkpoints stay.
+      OSError: if the log cannot be written, with its path.
+      ProcessError: in the other processes, if process 0 fails.
 
     Example:
       >>> import tempfile

@@ -417,6 +417,47 @@ def test_reading_while_a_run_goes_on_and_removes_what_was_listed(tmp_path, monke
     assert_same(restored.state, small_state(6))
 
 
+def test_orbax_is_there_before_anything_is_verified(tmp_path):
+    """It takes seconds to import, in which a run that trains may remove what was verified."""
+    checkpoints.save(tmp_path, 1, {"w": np.ones(2)}, config={})
+    code = f"""
+import sys
+import numpy as np
+from maml_jax import checkpoint_reading, checkpoints
+verify, loaded = checkpoint_reading.verify, []
+def watched(path):
+    loaded.append("orbax.checkpoint" in sys.modules)
+    return verify(path)
+checkpoint_reading.verify = watched
+checkpoints.restore("no_such_folder", {{"w": np.ones(2)}})
+assert "orbax" not in sys.modules
+checkpoints.restore({str(tmp_path)!r}, {{"w": np.ones(2)}})
+print(loaded)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[True]\n", "")
+
+
+def test_a_file_that_may_not_grow_is_a_failed_write(tmp_path):
+    """The system's limit of a file's size, where TensorStore says OUT_OF_RANGE; nothing else is."""
+    code = f"""
+import resource
+import numpy as np
+from maml_jax import checkpoints
+checkpoints.save({str(tmp_path)!r}, 0, {{"w": np.zeros(1)}}, config={{}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    state = {{"w": np.random.default_rng(0).normal(size=100_000)}}
+    checkpoints.save({str(tmp_path)!r}, 1, state, config={{}})
+except checkpoints.CheckpointWriteError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.match(rf"Cannot write to {tmp_path}: 800000 bytes .*File too large", done.stdout)
+    assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["00000000"]
+
+
 def test_other_orbax_errors_are_not_disguised(tmp_path, monkeypatch):
     import orbax.checkpoint as ocp
 

@@ -50,9 +50,11 @@ CHAIN = [
     "diagnosis",
     "evaluation",
     "file_errors",
+    "atomic_files",
     "metrics_log",
     "stop_signals",
     "run_lock",
+    "checkpoint_leaves",
     "checkpoint_files",
     "checkpoint_reading",
     "checkpoints",
@@ -85,7 +87,7 @@ LEAVES = {
     "pooling": set(),
     "normalisation": set(),
     "models": {"convolution", "dense", "model_inputs", "normalisation", "pooling"},
-    "data": {"tasks"},
+    "data": {"tasks", "atomic_files"},
     "plots": set(),
 }
 CORE = CHAIN[: CHAIN.index("evaluation") + 1]

@@ -122,6 +122,18 @@ def test_other_errors_of_the_lock_are_not_hidden(tmp_path, monkeypatch):
         take(tmp_path)
 
 
+def test_a_lock_that_cannot_be_written_is_not_left(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / run_lock.FILE}'"):
+        take(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert take(tmp_path) == []
+
+
 def test_never_two_at_once(tmp_path, monkeypatch):
     """Eight threads for half a second, each with a descriptor of its own, as processes have."""
     monkeypatch.setattr(os, "fsync", lambda file: None)  # Takes most of the time.

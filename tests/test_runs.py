@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import io
 import json
 import os
@@ -257,10 +258,38 @@ def test_changed_configuration_does_not_take_the_checkpoint(copied):
     message = "config outer_learning_rate: saved 0.001, wanted 0.5"
     with pytest.raises(checkpoints.CheckpointMismatchError, match=message):
         runs.load_run(run_dir)
-    write_config(run_dir, dataclasses.replace(CONFIG, data_dir="elsewhere"))
+    free = {"data_dir": "elsewhere", "checkpoint_every": 3, "test_tasks": 3, "source": "mine"}
+    write_config(run_dir, dataclasses.replace(CONFIG, **free, reported="much"))
     assert runs.load_run(run_dir)[1].step == 9
-    assert set(dataclasses.asdict(CONFIG)) - set(checked_settings(CONFIG)) == {"data_dir"}
+    left_out = {"data_dir", "checkpoint_every", "test_tasks", "source", "reported"}
+    assert set(dataclasses.asdict(CONFIG)) - set(checked_settings(CONFIG)) == left_out
     assert checked_settings(CONFIG)["x64"] is bool(jax.config.values["jax_enable_x64"])
+
+
+def test_a_run_that_is_older_than_a_field_goes_on(copied, tolerance):
+    """Its files lack the field, whose default is what it was made with; the others are checked."""
+    run_dir, result = copied
+    newer = ("differentiate", "gain")
+    content = json.loads((run_dir / "config.json").read_text())
+    for name in newer:
+        del content["config"][name]
+    (run_dir / "config.json").write_text(json.dumps(content))
+    for path in (run_dir / "checkpoints").iterdir():
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        for name in newer:
+            del manifest["config"][name]
+        text = json.dumps(manifest).encode()
+        (path / "manifest.json").write_bytes(text)
+        seal = f"{hashlib.sha256(text).hexdigest()}  manifest.json\n"
+        (path / "manifest.sha256").write_text(seal)
+    assert runs.evaluate_run(run_dir).mean == pytest.approx(result["test"]["mean"], rel=tolerance)
+    where = console()
+    assert runs.resume_run(run_dir, console=where)["outer_steps"] == 9
+    assert said(where).startswith("All 9 steps are done")
+    content["config"]["shot"] = 4
+    (run_dir / "config.json").write_text(json.dumps(content))
+    with pytest.raises(checkpoints.CheckpointMismatchError, match="shot: saved 5, wanted 4"):
+        runs.load_run(run_dir)
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -308,6 +337,21 @@ def test_a_claimed_folder_is_the_next_number_whoever_comes_first(tmp_path):
     assert resume_command("runs/a b") == "maml-jax resume 'runs/a b'"
     with contextlib.chdir(tmp_path):
         assert str(runs.claim_run_dir("mine")) == "runs/mine"
+
+
+def test_a_full_disk_is_found_before_a_run_goes_on(copied, monkeypatch):
+    """Before the data are read, and before the lock is taken."""
+    run_dir, _ = copied
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs, "assemble", None)
+    monkeypatch.setattr(os, "fsync", full)
+    message = f"Cannot write to {run_dir}/checkpoints: .* free: .*No space left on device"
+    with pytest.raises(checkpoints.CheckpointWriteError, match=message):
+        runs.resume_run(run_dir, console=console())
+    assert not (run_dir / run_lock.FILE).exists()
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import hashlib
 import logging
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable
 
 import numpy as np
 
+from maml_jax.atomic_files import written_whole
 from maml_jax.data._folders import cache_folder, make_folder
 
 _LOG = logging.getLogger(__name__)
@@ -75,17 +75,8 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _store(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     make_folder(path.parent)
     _clear_abandoned(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays, **{_DIGEST: np.array(_digest(arrays))})
-            file.flush()
-            # Without it a power cut can leave the new name on an empty file.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        np.savez(file, allow_pickle=False, **arrays, **{_DIGEST: np.array(_digest(arrays))})
 
 
 def _clear_abandoned(path: pathlib.Path) -> None:
