@@ -114,11 +114,13 @@ def make(
         "W2": (4, (84, 84, 3), mj.models.Conv4.mini_imagenet(way), 5, 0.05),
         "W4": (2, (84, 84, 3), mj.models.ResNet12(way), 1, 0.05),
     }[name]
+    if name != "W4":  # Of ResNet12, at stride 1, it is the same.
+        model = model.clone(padding=((1, 1), (1, 1)))
     if smooth:  # Conv4 only.
         model = model.clone(activation=nn.softplus, pool=mean_pool)
     model = model.clone(dtype=dtype)
     losses = [
-        mj.losses.classification(model.clone(conv_general_dilated=_padded(conv)).apply)
+        mj.losses.classification(model.clone(conv_general_dilated=conv).apply)
         for conv in (convolution, jax.lax.conv_general_dilated)
     ]
     key = jax.random.key(seed)
@@ -136,15 +138,6 @@ def make(
         learning_rate=learning_rate,
         smooth=smooth,
     )
-
-
-def _padded(conv: Callable) -> Callable:
-    def padded(lhs, rhs, window_strides, padding, **options):
-        del padding
-        pads = [(size // 2, size // 2) for size in rhs.shape[:-2]]
-        return conv(lhs, rhs, window_strides, pads, **options)
-
-    return padded
 
 
 def _noise(key: jax.Array, *, size, way: int, shot: int, query_shot: int) -> mj.Task:

@@ -96,15 +96,8 @@ def convolution(
         and bilinear.supports(lhs, rhs, precision, preferred_element_type, options)
     )
     if plain and _is_channels_last(lhs, rhs, dimension_numbers, feature_group_count):
-        dilation = tuple(rhs_dilation or (1,) * (rhs.ndim - 2))
-        geometry = bilinear.Geometry(
-            inputs=lhs.shape[1:-1],
-            window=rhs.shape[:-2],
-            strides=tuple(window_strides),
-            pads=_explicit_pads(lhs, rhs, window_strides, padding, dilation),
-            dilation=dilation,
-            precision=precision,
-        )
+        sizes = (lhs.shape[1:-1], rhs.shape[:-2], window_strides, padding, rhs_dilation)
+        geometry = geometry_of(*sizes, precision=precision)
         if min(geometry.outputs) > 0:
             return _grouped(lhs, rhs, geometry, feature_group_count)
     return lax.conv_general_dilated(
@@ -136,17 +129,40 @@ def _is_channels_last(lhs: jax.Array, rhs: jax.Array, dimension_numbers: Any, gr
     return same and channels
 
 
-def _explicit_pads(
-    lhs: jax.Array,
-    rhs: jax.Array,
+def geometry_of(
+    inputs: Sequence[int],
+    window: Sequence[int],
     strides: Sequence[int],
     padding: str | _Pads,
-    dilation: Sequence[int],
-) -> tuple[tuple[int, int], ...]:
+    dilation: Sequence[int] | None = None,
+    *,
+    precision: Any = None,
+) -> bilinear.Geometry:
+    """Gives the static part of a convolution.
+
+    Args:
+      inputs: sizes of the inputs.
+      window: sizes of the kernel.
+      strides: as `convolution` takes them.
+      padding: likewise.
+      dilation: of the kernel, likewise.
+      precision: likewise.
+
+    Returns:
+      The geometry, with a number for each padding.
+    """
+    dilation = tuple(dilation or (1,) * len(window))
     if isinstance(padding, str):
-        window = [d * (k - 1) + 1 for d, k in zip(dilation, rhs.shape[:-2], strict=True)]
-        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
-    return tuple((int(before), int(after)) for before, after in padding)
+        reach = [d * (k - 1) + 1 for d, k in zip(dilation, window, strict=True)]
+        padding = lax.padtype_to_pads(inputs, reach, strides, padding)
+    return bilinear.Geometry(
+        inputs=tuple(inputs),
+        window=tuple(window),
+        strides=tuple(strides),
+        pads=tuple((int(before), int(after)) for before, after in padding),
+        dilation=dilation,
+        precision=precision,
+    )
 
 
 def _grouped(lhs: jax.Array, rhs: jax.Array, geometry: bilinear.Geometry, groups: int) -> jax.Array:

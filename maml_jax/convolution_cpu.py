@@ -1,11 +1,10 @@
 """A convolution and its two gradients on a CPU, in the forms that were fastest there.
 
-    conv     `lax.conv_general_dilated` with one kernel
+    conv     `lax.conv_general_dilated` with one kernel; of few channels products with patches
     spread   the same with the mirrored kernel, at stride 1; else products with the kernel
     gather   products with patches
 
-Products are made for a few examples at a time, so that their patches stay in the cache; so is
-`conv` of few channels, whose patches are narrow.
+Products are made for a few examples at a time, so that their patches stay in the cache.
 
 Milliseconds of 3x3 kernels on 75 examples, one AVX-512 core, and what its matrix-product rate
 would take; "native" is XLA's convolution, "grouped" are products for a few examples at a time:
@@ -44,7 +43,8 @@ from maml_jax.convolution_products import Geometry
 _PATCH_BYTES = 3 * 2**20
 _FEWEST_EXAMPLES = 3
 
-# Of fewer channels than this, products are faster, if patches have to be made in groups at all.
+# Of fewer channels than this, patches are narrow, and products as fast as a native convolution, if
+# not in the first line of the table, then in a network; for larger images, faster.
 _FEW_CHANNELS = 8
 
 # Products of fewer FLOPs than this run side by side: a loop would cost more than it saves.
@@ -57,7 +57,7 @@ def conv(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Convolves `[B, N, *S, I]` and `[B, *K, I, O]` to `[B, N, *P, O]`."""
     if not geometry.window:
         return products.conv(x, w, geometry=geometry)
-    size = _group_size(x, w.shape[-2], geometry)
+    size = _size(x, w.shape[-2], geometry)
     if _is_native(x, w, size, geometry):
         return _one_by_one(_native_conv, products.conv, x, w, geometry)
     return _joined(lambda x: products.conv(x, w, geometry=geometry), x, size)
@@ -67,7 +67,7 @@ def spread(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the inputs, from `[B, N, *P, O]` and the kernels."""
     if not geometry.window:
         return jnp.matmul(g, _transposed(w), precision=geometry.precision)
-    size = _group_size(g, w.shape[-2], geometry)
+    size = _size(g, w.shape[-2], geometry)
     if max(geometry.strides, default=1) == 1 and _is_native(g, w, size, geometry):
         return _one_by_one(_native_spread, products.spread, g, w, geometry)
     return _joined(lambda g: products.spread(g, w, geometry=geometry), g, size)
@@ -77,7 +77,7 @@ def gather(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the kernels, from the inputs and `[B, N, *P, O]`."""
     if not geometry.window:
         return jnp.matmul(_transposed(x), g, precision=geometry.precision)
-    size = _group_size(x, x.shape[-1], geometry)
+    size = _size(x, x.shape[-1], geometry)
     if size == x.shape[1]:
         return products.gather(x, g, geometry=geometry)
     groups, rest = zip(*(_split(array, size) for array in (x, g)), strict=True)
@@ -102,7 +102,7 @@ def _transposed(matrices: jax.Array) -> jax.Array:
 def _is_native(array: jax.Array, w: jax.Array, size: int, geometry: Geometry) -> bool:
     """Whether XLA has a faster convolution for it: in float32, dense kernels."""
     dense = all(d == 1 for d in geometry.dilation)
-    narrow = w.shape[-2] < _FEW_CHANNELS and size < array.shape[1]
+    narrow = w.shape[-2] < _FEW_CHANNELS
     return array.dtype == jnp.float32 and dense and not narrow and w.ndim - 3 in _LAYOUTS
 
 
@@ -135,12 +135,46 @@ def _native(a, w, geometry, pads):
     )
 
 
-def _group_size(array: jax.Array, channels: int, geometry: Geometry) -> int:
-    """Gives the number of examples whose patches are made at a time: all, if they fit."""
-    num_examples = array.shape[1]
-    sizes = (len(array), *geometry.outputs, *geometry.window, channels, array.dtype.itemsize)
-    fit = _PATCH_BYTES // math.prod(sizes)
+def group_size(
+    num_examples: int, channels: int, itemsize: int, geometry: Geometry, *, batch: int = 1
+) -> int:
+    """Gives the number of examples whose patches are made at a time: all, if they fit.
+
+    Args:
+      num_examples: N.
+      channels: of what the patches are taken from.
+      itemsize: bytes of an entry.
+      geometry: of the convolution.
+      batch: B.
+
+    Returns:
+      The number, in 1 … N.
+    """
+    fit = _PATCH_BYTES // (batch * _bytes_each(channels, itemsize, geometry))
     return chunk_size(num_examples, max(fit, _FEWEST_EXAMPLES))
+
+
+def fits_in_groups(channels: int, itemsize: int, geometry: Geometry) -> bool:
+    """Tells whether the patches of as many examples as products need stay in the cache.
+
+    Args:
+      channels: of what the patches are taken from.
+      itemsize: bytes of an entry.
+      geometry: of the convolution.
+
+    Returns:
+      Whether they do.
+    """
+    return _FEWEST_EXAMPLES * _bytes_each(channels, itemsize, geometry) <= _PATCH_BYTES
+
+
+def _bytes_each(channels: int, itemsize: int, geometry: Geometry) -> int:
+    return math.prod((*geometry.outputs, *geometry.window, channels, itemsize))
+
+
+def _size(array: jax.Array, channels: int, geometry: Geometry) -> int:
+    batch, num_examples = array.shape[:2]
+    return group_size(num_examples, channels, array.dtype.itemsize, geometry, batch=batch)
 
 
 def _split(array: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:

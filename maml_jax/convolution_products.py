@@ -43,9 +43,9 @@ class Geometry(NamedTuple):
 
 def conv(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Convolves `[B, N, *S, I]` and `[B, *K, I, O]` to `[B, N, *P, O]`."""
-    patches = _patches(x, geometry)
-    y = _matmul(_rows(patches), w.reshape(len(w), -1, w.shape[-1]), geometry)
-    return y.reshape(*patches.shape[:-1], w.shape[-1])
+    seen = patches(x, geometry)
+    y = _matmul(_rows(seen), w.reshape(len(w), -1, w.shape[-1]), geometry)
+    return y.reshape(*seen.shape[:-1], w.shape[-1])
 
 
 def spread(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
@@ -56,11 +56,11 @@ def spread(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
 
 def gather(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the kernels, from the inputs and `[B, N, *P, O]`."""
-    patches, rows = _rows(_patches(x, geometry)), _rows(g)
-    if patches.shape[-1] > rows.shape[-1]:  # The smaller factor is the cheaper to transpose.
-        dw = _matmul(rows.mT, patches, geometry).mT
+    seen, rows = _rows(patches(x, geometry)), _rows(g)
+    if seen.shape[-1] > rows.shape[-1]:  # The smaller factor is the cheaper to transpose.
+        dw = _matmul(rows.mT, seen, geometry).mT
     else:
-        dw = _matmul(patches.mT, rows, geometry)
+        dw = _matmul(seen.mT, rows, geometry)
     return dw.reshape(len(x), *geometry.window, x.shape[-1], g.shape[-1])
 
 
@@ -84,8 +84,8 @@ def _slices(geometry):
         yield start, [a + s * (n - 1) + 1 for a, s, n in ends]
 
 
-def _patches(x, geometry):
-    """Concatenates what a window sees, `[B, N, *P, prod(K) I]`."""
+def patches(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """Concatenates what a window sees: `[B, N, *S, I]` to `[B, N, *P, prod(K) I]`."""
     zero = jnp.zeros((), x.dtype)
     none = (0, 0, 0)
     padded = lax.pad(x, zero, [none, none, *((*pad, 0) for pad in geometry.pads), none])

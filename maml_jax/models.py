@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from maml_jax.convolution import convolution
+from maml_jax.convolution_block import ConvNorm
 from maml_jax.dense import dot_general
 from maml_jax.model_inputs import as_floats, as_images, check_width
-from maml_jax.normalisation import BatchStatisticsNorm
+from maml_jax.normalisation import BatchStatisticsNorm as BatchStatisticsNorm
 from maml_jax.pooling import max_pool
 
 
@@ -92,6 +93,8 @@ class Conv4(nn.Module):
       pooling: whether to pool, instead of striding.
       activation: function after the norm; a smooth one makes second-order gradients comparable.
       pool: from `[N, H, W, C]` to `[N, H // 2, W // 2, C]`; `pooling.mean_pool` is smooth.
+      padding: "SAME", as in the paper, or zeros (before, after) for height and width, in pixels;
+        `((1, 1), (1, 1))` is that of PyTorch reimplementations; static.
       dtype: dtype of the activations, such as `jnp.bfloat16`; parameters, statistics and
         logits keep theirs. None promotes inputs and parameters.
       conv_general_dilated: the convolution, with the arguments of that of `jax.lax`.
@@ -112,6 +115,7 @@ class Conv4(nn.Module):
     pooling: bool = False
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     pool: Callable[[jax.Array], jax.Array] = max_pool
+    padding: str | Sequence[tuple[int, int]] = "SAME"
     dtype: Any = None
     conv_general_dilated: Callable[..., jax.Array] = convolution
 
@@ -130,16 +134,20 @@ class Conv4(nn.Module):
         """Maps images `[N, H, W, C]` to logits `[N, num_classes]`."""
         x = as_images(inputs, smallest=16 if self.pooling else 1)
         check_width(x, self.variables, "block_0/conv")
-        stride = 1 if self.pooling else 2
+        options = {"padding": self.padding, "dtype": self.dtype}
+        options["conv_general_dilated"] = self.conv_general_dilated
+        # ReLU rises, so that it may as well see the largest only.
+        early = self.pooling and self.pool is max_pool and self.activation is nn.relu
+        pool, late = (max_pool, None) if early else (None, self.pool if self.pooling else None)
+
+        def behind(x):
+            x = self.activation(x)
+            return late(x) if late else x
+
+        left, stride = None, 1 if self.pooling else 2
         for i in range(4):
-            layer = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
-            block = _ConvNorm(self.features, 3, stride, name=f"block_{i}", **layer)
-            if self.pooling and self.pool is max_pool and self.activation is nn.relu:
-                # ReLU rises, so that it may as well see the largest only.
-                x = self.activation(block(x, mask, pool=max_pool))
-            else:
-                x = self.activation(block(x, mask))
-                x = self.pool(x) if self.pooling else x
+            block = ConvNorm(self.features, 3, i == 0, stride, name=f"block_{i}", **options)
+            x, left = block(x, mask, left, pool=pool, behind=behind)
         return _dense(self.num_classes)(x.reshape(len(x), -1) if self.pooling else x.mean((1, 2)))
 
 
@@ -188,39 +196,32 @@ class ResNet12(nn.Module):
         check_width(x, self.variables, "block_0/shortcut/conv")
         layer = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
         for i, width in enumerate(self.features):
-            x = _ResidualBlock(width, **layer, name=f"block_{i}")(x, mask)
+            x = _ResidualBlock(width, i == 0, **layer, name=f"block_{i}")(x, mask)
         return _dense(self.num_classes)(x.mean((1, 2)))
-
-
-class _ConvNorm(nn.Module):
-    features: int
-    kernel_size: int
-    stride: int
-    dtype: Any
-    conv_general_dilated: Callable[..., jax.Array]
-
-    @nn.compact
-    def __call__(self, x, mask, pool=None) -> jax.Array:
-        shape = (self.features, (self.kernel_size, self.kernel_size), self.stride)
-        dtypes = {"dtype": self.dtype, "param_dtype": jnp.result_type(float)}
-        how = {"use_bias": False, "conv_general_dilated": self.conv_general_dilated}
-        layer = nn.Conv(*shape, **dtypes, **how, name="conv")
-        return BatchStatisticsNorm(name="norm")(layer(x), mask, pool=pool)
 
 
 class _ResidualBlock(nn.Module):
     features: int
+    images: bool
     dtype: Any
     conv_general_dilated: Callable[..., jax.Array]
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        layer = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
-        shortcut = _ConvNorm(self.features, 1, 1, **layer, name="shortcut")(x, mask)
+    def __call__(self, inputs: jax.Array, mask: jax.Array | None) -> jax.Array:
+        options = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
+        one = ConvNorm(self.features, 1, self.images, **options, name="shortcut")
+        shortcut, left = one(inputs, mask)
+        shortcut = left.done(shortcut) if left else shortcut
+        x, left = inputs, None
         for i in range(3):
-            x = _ConvNorm(self.features, 3, 1, **layer, name=f"layer_{i}")(x, mask)
-            x = nn.leaky_relu(x if i < 2 else x + shortcut, 0.1)
-        return max_pool(x)
+            images = self.images and i == 0
+            layer = ConvNorm(self.features, 3, images, **options, name=f"layer_{i}")
+            x, left = layer(x, mask, left, behind=_leaky_relu if i < 2 else None)
+        return max_pool(_leaky_relu(x + shortcut))
+
+
+def _leaky_relu(x: jax.Array) -> jax.Array:
+    return nn.leaky_relu(x, 0.1)
 
 
 def _dense(width: int, name: str = "head", **options: Any) -> nn.Dense:
