@@ -39,7 +39,13 @@ def unflat(vector):
 
 def unflat_rows(rows):
     """Inverts `flat_rows`: `[T, DIM]` to a tree of `[T, ...]`."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[unflat(row) for row in rows])
+    tree, start = {}, 0
+    for name in sorted(SHAPES):
+        size = int(np.prod(SHAPES[name]))
+        columns = rows[:, start : start + size]
+        tree[name] = jnp.asarray(columns).reshape(len(rows), *SHAPES[name])
+        start += size
+    return tree
 
 
 def params(seed=0):

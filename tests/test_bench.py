@@ -30,6 +30,7 @@ def measured(axis, seconds, *, is_default=False):
     )
 
 
+@pytest.mark.slow
 def test_every_way_to_run_tasks_is_measured():
     """The one that `train` takes is first, and marked; T and the devices must agree."""
     ways = list(bench.measure(PRESETS[SINUSOID], budget=1e9, repeats=1))
@@ -39,6 +40,7 @@ def test_every_way_to_run_tasks_is_measured():
     assert all(way.seconds > 0 and way.rate == way.num_tasks / way.seconds for way in ways)
 
 
+@pytest.mark.slow
 def test_nothing_is_begun_after_the_budget(capsys):
     cli.main(["bench", SINUSOID, "--budget", "0", "--meta-batch-size", "2"])
     lines = capsys.readouterr().out.splitlines()

@@ -87,6 +87,7 @@ for rule in ("mean", mj.aggregation.tilted(1.0), mj.aggregation.pcgrad()):
 """
 
 
+@pytest.mark.slow
 def test_every_process_makes_the_same_program(environment):  # noqa: F811
     """Whatever Python's hashes of strings are: else processes would add up unlike arrays."""
     variables = {**environment, "JAX_NUM_CPU_DEVICES": "2"}

@@ -207,6 +207,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_parameters_split_over_processes_are_saved_and_restored(tmp_path, environment):  # noqa: F811
     flags = address()
     variables = {**environment, "JAX_NUM_CPU_DEVICES": "2"}

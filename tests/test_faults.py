@@ -216,6 +216,7 @@ def test_memory_that_really_runs_out(tmp_path, fails_for_memory):
     assert list((run_dir / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "bench", "diagnose"])
 def test_memory_runs_out_before_a_step(command, tmp_path, fails_for_memory):
     """While the network is made, and in the other commands."""

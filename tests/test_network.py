@@ -68,6 +68,7 @@ def test_reptile_counts_the_activations_of_its_inner_loop():
     assert kept["reptile"] == kept["fomaml"] > 10 * 4 * 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colour", [True, False])
 def test_an_image_folder_fits_the_network_that_is_made_for_it(tmp_path, colour):
     """The query loss of a task drawn from the folder is computed, in colour and in grey."""

@@ -14,6 +14,8 @@ import problems
 from maml_jax.inner_loop import task_loss
 from test_aggregation import NUM_TASKS, RULES
 
+pytestmark = pytest.mark.slow
+
 INNER = mj.maml(optax.sgd(0.1), 1)
 WEIGHTS = jnp.asarray(np.random.default_rng(5).uniform(0.5, 2.0, NUM_TASKS))
 MASK = jnp.asarray(np.arange(NUM_TASKS) != 2)

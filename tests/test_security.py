@@ -213,6 +213,7 @@ def test_compiled_programs_are_not_kept_where_others_can_write(tmp_path, monkeyp
         jax.config.update(name, before)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_environment_is_written(tmp_path, environment):  # noqa: F811
     """A whole small run with secrets around it: on the terminal, and in every file it leaves."""
     secrets = {

@@ -21,6 +21,8 @@ from maml_jax import checkpoints, cli, processes, run_lock, training
 from maml_jax.stop_signals import Terminated, sigterm_raises, stop_requests
 from training_runs import quick_compilation, train  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = children._MAIN.replace("cli.main()", "cli.entry()")
 IN_PYTHON = PROGRAM.replace(
     "cli.entry()",

@@ -20,6 +20,8 @@ from children import (
 )
 from test_signals import LONG_CALL
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = children._MAIN.replace("cli.main()", "cli.entry()")
 RUN = [*SMALL, "--outer-steps", "600", "--validate-every", "20", "--checkpoint-every", "600"]
 
