@@ -197,6 +197,7 @@ class Blocks(nn.Module):
         return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3], ids=["narrow", "wide"])
 @pytest.mark.parametrize("pool", [False, True], ids=["", "pooled"])
 def test_blocks_are_a_convolution_and_its_norm(channels, pool, tolerance, few):
@@ -229,6 +230,7 @@ def test_blocks_have_the_parameters_of_a_convolution_and_its_norm():
     close(ours, plain, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [Conv4(3, features=10), Conv4(3, features=10, pooling=True), ResNet12(3, features=(12, 6))],

@@ -65,6 +65,7 @@ def classes(num_classes=6):
     )
 
 
+@pytest.mark.slow
 def test_not_transductive_judges_each_query_alone():
     """The accuracy equals that of adapting, then giving one query at a time with the support."""
     model = mj.models.Conv4(num_classes=3, features=4)

@@ -82,6 +82,7 @@ def test_tasks_that_do_not_count_show_nothing():
     np.testing.assert_allclose(np.asarray(noise)[[0, 2]], [1.0, 4.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_outer_step_weighs_tasks_by_their_noise(tolerance):
     """Against `aggregate` with noise and gradients by hand, in chunks and on two devices."""
     tasks = problems.linear_tasks(num_tasks=4, query=6)
