@@ -11,6 +11,8 @@ import pytest
 from maml_jax import aggregation as agg
 from maml_jax.aggregation import surgery
 
+pytestmark = pytest.mark.slow
+
 X64 = jax.config.jax_enable_x64
 CLOSE = 1e-11 if X64 else 2e-5
 

@@ -16,6 +16,8 @@ from maml_jax.layout import bytes_kept
 from maml_jax.network import assemble_network
 from maml_jax.recipes import PRESETS, Config
 
+pytestmark = pytest.mark.slow
+
 GLYPHS = dataclasses.replace(PRESETS["glyphs-5way-1shot"], features=4, meta_batch_size=2)
 
 

@@ -13,6 +13,8 @@ import maml_jax as mj
 from maml_jax.optimizer_probe import make_probe
 from maml_jax.reduction_report import degree_of
 
+pytestmark = pytest.mark.slow
+
 BATCH = 32
 
 

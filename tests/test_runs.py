@@ -27,6 +27,8 @@ from maml_jax.recipes import Config
 from maml_jax.run_folder import checked_settings, resume_command, write_config
 from training_runs import quick_compilation  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 PICTURES = ["learning_curve.png", "inner_steps.png", "adaptation.png"]
 CONFIG = Config(
     dataset="sinusoid",
