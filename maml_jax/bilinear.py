@@ -18,11 +18,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from maml_jax import convolution_cpu, convolution_products
+from maml_jax import convolution_cpu, convolution_products, varying
 from maml_jax.convolution_products import Geometry
 
 
@@ -41,7 +40,7 @@ def conv(x: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
     if geometry.precision is None:
         config: Any = jax.config
         geometry = geometry._replace(precision=config.jax_default_matmul_precision)
-    x, w = _varying_alike(x, w)
+    x, w = varying.alike(x, w)
     return _conv_p.bind(x, w, geometry=geometry)
 
 
@@ -67,20 +66,6 @@ def supports(
         and not isinstance(precision, tuple)
         and all(value is None for value in options.values())
     )
-
-
-def _varying_alike(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Inside `jax.shard_map`, says of both arrays that they vary where either does."""
-    over = [_varying(array) for array in (x, w)]
-    missing = [tuple((over[0] | over[1]) - axes) for axes in over]
-    x = lax.pcast(x, missing[0], to="varying") if missing[0] else x
-    w = lax.pcast(w, missing[1], to="varying") if missing[1] else w
-    return x, w
-
-
-def _varying(array: jax.Array) -> frozenset:
-    kind: Any = jax.typeof(array)
-    return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # The latter from JAX 0.12.
 
 
 def _primitive(name, form, cpu_form, shape):

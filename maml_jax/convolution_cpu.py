@@ -76,6 +76,8 @@ def spread(g: jax.Array, w: jax.Array, *, geometry: Geometry) -> jax.Array:
 def gather(x: jax.Array, g: jax.Array, *, geometry: Geometry) -> jax.Array:
     """Computes the adjoint of `conv` in the kernels, from the inputs and `[B, N, *P, O]`."""
     if not geometry.window:
+        if x.shape[-1] > g.shape[-1]:  # The smaller factor is the cheaper to transpose.
+            return jnp.matmul(_transposed(g), x, precision=geometry.precision).mT
         return jnp.matmul(_transposed(x), g, precision=geometry.precision)
     size = _size(x, x.shape[-1], geometry)
     if size == x.shape[1]:

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from maml_jax import gradients
+from maml_jax import gradients, shared_sum
 from maml_jax.inner_checks import check_count
 from maml_jax.losses import LossFn
 from maml_jax.tasks import Examples, Params, Task
@@ -177,7 +176,7 @@ def _unroll(
         if first_order:
             grads = jax.lax.stop_gradient(grads)
         updates, state = rule.update(meta_params, index, grads, state, adapting)
-        return (optax.apply_updates(adapting, updates), state), (loss, seen)
+        return (shared_sum.apply_updates(adapting, updates), state), (loss, seen)
 
     if remat:
         step = jax.checkpoint(step)

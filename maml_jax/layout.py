@@ -34,6 +34,11 @@ _SMALL_TASKS_BYTES = 2**26
 # and 3.4.
 _SHARED_BYTES = 3 * 2**18
 
+# Tasks that are not shared and keep at most this together run on one core: handing small operations
+# from core to core takes longer than it saves. With that and without, in ms per outer step of the
+# same network on two cores: 25 tasks 0.36 to 0.44 and 0.45; 64 tasks 0.99 and 0.91 (AVX2).
+_ONE_CORE_BYTES = 2**20
+
 # The part of an accelerator's memory that what is kept may take. XLA's temporary memory was 1.4 to
 # 1.5 times what is kept (W1 and W2 of benchmarks/workloads.py, reverse and mixed mode), and
 # parameters, optimizer and data need room too. A TPU pads arrays to tiles of 8 x 128: there it was
@@ -136,11 +141,33 @@ def mesh_for(task_loss: Callable, params: Params, tasks: Task, num_tasks: int) -
     Returns:
       The mesh, or None for the default device.
     """
-    if jax.default_backend() == "cpu" and not processes.several():
-        each = bytes_kept(task_loss, params, tasks)
-        if each <= _LARGE_TASK_BYTES and num_tasks * each <= _SHARED_BYTES:
-            return None
+    if _is_small(task_loss, params, tasks, num_tasks, _SHARED_BYTES):
+        return None
     return task_mesh(num_tasks)
+
+
+def fits_one_core(task_loss: Callable, params: Params, tasks: Task, num_tasks: int) -> bool:
+    """Tells whether a meta-batch that is not shared is done faster by one CPU core than by several.
+
+    Those are few small tasks: of at most 1 MiB each, and 1 MiB together.
+
+    Args:
+      task_loss: `(params, task) -> (loss, metrics)` for one task; traced.
+      params: the meta-parameters.
+      tasks: a meta-batch, arrays `[T, N, ...]`, or their shapes; T may be 1.
+      num_tasks: how many tasks a meta-batch will have.
+
+    Returns:
+      Whether it is; never on an accelerator, nor with several processes.
+    """
+    return _is_small(task_loss, params, tasks, num_tasks, _ONE_CORE_BYTES)
+
+
+def _is_small(task_loss, params, tasks, num_tasks, limit):
+    if jax.default_backend() != "cpu" or processes.several():
+        return False
+    each = bytes_kept(task_loss, params, tasks)
+    return each <= _LARGE_TASK_BYTES and num_tasks * each <= limit
 
 
 def bytes_kept(task_loss: Callable, params: Params, tasks: Task) -> int:

@@ -73,7 +73,13 @@ def run_outer_steps(
     devices.tasks_per_device(meta_batch_size, outer.mesh)
     key = as_key(key)
     sampler = checks.as_sampler(sampler)
-    new_state, metrics = _scanned_steps(
+    scanned = _scanned_steps
+    if not checks.is_traced((sampler, state, key)):
+        leaves, structure = jax.tree.flatten((sampler, state.params, key))
+        shapes = tuple(jax.typeof(leaf) for leaf in leaves)
+        if _fits_one_core(outer, meta_batch_size, structure, shapes):
+            scanned = _scanned_on_one_core
+    new_state, metrics = scanned(
         sampler, state, key, outer=outer, num_steps=num_steps, meta_batch_size=meta_batch_size
     )
     if not checks.is_traced(metrics):
@@ -90,8 +96,7 @@ def run_outer_steps(
     return new_state, metrics
 
 
-@functools.partial(jax.jit, static_argnames=("outer", "num_steps", "meta_batch_size"))
-def _scanned_steps(sampler, state, key, *, outer, num_steps, meta_batch_size):
+def _scan(sampler, state, key, *, outer, num_steps, meta_batch_size):
     def sampled(step):
         return _sampled(sampler, step, key, meta_batch_size, outer.mesh)
 
@@ -111,6 +116,26 @@ def _scanned_steps(sampler, state, key, *, outer, num_steps, meta_batch_size):
 
     state, metrics = jax.lax.scan(several, state, length=num_steps // at_once)
     return state, jax.tree.map(lambda values: values.reshape(num_steps), metrics)
+
+
+_STATIC = ("outer", "num_steps", "meta_batch_size")
+_scanned_steps = jax.jit(_scan, static_argnames=_STATIC)
+
+# What `layout.fits_one_core` chooses; its measurements are there.
+_ONE_CORE = {
+    "xla_cpu_multi_thread_eigen": False,
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
+_scanned_on_one_core = jax.jit(_scan, static_argnames=_STATIC, compiler_options=_ONE_CORE)
+
+
+@functools.lru_cache(maxsize=256)
+def _fits_one_core(outer, meta_batch_size, structure, shapes) -> bool:
+    """Asks the outer step once for each kind of meta-batch: it traces a task."""
+    sampler, params, key = structure.unflatten(shapes)
+    tasks = jax.eval_shape(draw, sampler, key, jax.ShapeDtypeStruct((meta_batch_size,), int))
+    checks.check_meta_batch(tasks)
+    return outer.fits_one_core(params, tasks)
 
 
 def _steps_per_draw(tasks: Task, num_steps: int) -> int:

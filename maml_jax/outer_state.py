@@ -13,7 +13,7 @@ from maml_jax.aggregation import Evidence
 from maml_jax.checks import named_leaves
 from maml_jax.inner_loop import MetaParams
 from maml_jax.nonfinite import Explain
-from maml_jax.tasks import Params
+from maml_jax.tasks import Params, Task
 
 
 @jax.tree_util.register_dataclass
@@ -57,6 +57,8 @@ class OuterStep(NamedTuple):
         `noise` also their noise (`maml_jax.query_halves`). Of tasks that are not finite none.
       explain: `(params, tasks, valid=None) -> (task indices, sentence)`: which tasks are not
         finite, of those that booleans `[T]` say count.
+      fits_one_core: `(params, tasks) -> bool`: whether the tasks, or their shapes, are so few and
+        small that one CPU core does them best.
       optimizer: the outer optimizer.
       mesh: the devices that share the tasks; None is the default device.
 
@@ -77,6 +79,7 @@ class OuterStep(NamedTuple):
     gradient: Callable[..., tuple[MetaParams, dict[str, jax.Array]]]
     evidence: Callable[..., Evidence]
     explain: Explain
+    fits_one_core: Callable[[MetaParams, Task], bool]
     optimizer: optax.GradientTransformationExtraArgs
     mesh: Mesh | None
 

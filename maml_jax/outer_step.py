@@ -14,7 +14,7 @@ from maml_jax.aggregation import Aggregation, Level, mean, resolve
 from maml_jax.aggregation.resolve import check_task_ids, check_weights, valid_tasks
 from maml_jax.gains import Gain, gain_power
 from maml_jax.inner_loop import InnerLoop, query_loss, task_loss
-from maml_jax.layout import TaskAxis, check_task_axis, layout_of
+from maml_jax.layout import TaskAxis, check_task_axis, fits_one_core, layout_of
 from maml_jax.losses import LossFn
 from maml_jax.nonfinite import NonFiniteTaskError, make_explain
 from maml_jax.outer_state import OuterState, OuterStep, check_carried, check_state
@@ -79,7 +79,7 @@ def make_outer_step(
         gradients that overflows is no update. "propagate": compute on.
 
     Returns:
-      `OuterStep(init, update, gradient, evidence, explain, optimizer, mesh)`.
+      `OuterStep(init, update, gradient, evidence, explain, fits_one_core, optimizer, mesh)`.
 
     Raises:
       TypeError: if an argument is of the wrong kind.
@@ -191,7 +191,10 @@ def make_outer_step(
         at_the_door(state, tasks, None, mask, rule=_OBSERVER)
         return compiled_evidence(state, tasks, mask, noise=noise)
 
-    return OuterStep(init, update, gradient, evidence, explain, optimizer, mesh)
+    def one_core(params, tasks):
+        return mesh is None and fits_one_core(adapted_loss, params, tasks, num_tasks_of(tasks))
+
+    return OuterStep(init, update, gradient, evidence, explain, one_core, optimizer, mesh)
 
 
 def raise_if_nonfinite(

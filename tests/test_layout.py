@@ -103,6 +103,24 @@ def test_cores_share_large_tasks_and_many_small_ones(large, shared, num_tasks, w
     assert (mesh and mesh.size) == want
 
 
+@pytest.mark.parametrize(
+    ("num_tasks", "large", "together", "backend", "want"),
+    [
+        (4, 20, 80, "cpu", True),
+        (5, 20, 80, "cpu", False),
+        (4, 19, 80, "cpu", False),
+        (4, 20, 80, "gpu", False),
+    ],
+)
+def test_few_small_tasks_fit_one_core(num_tasks, large, together, backend, want, monkeypatch):
+    """A task keeps 20 numbers."""
+    itemsize = params().dtype.itemsize
+    monkeypatch.setattr(layout, "_LARGE_TASK_BYTES", large * itemsize)
+    monkeypatch.setattr(layout, "_ONE_CORE_BYTES", together * itemsize)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert layout.fits_one_core(task_loss, params(), tasks(), num_tasks) is want
+
+
 def test_small_tasks_that_cores_share_run_a_few_at_a_time(monkeypatch):
     each = 20 * params().dtype.itemsize
     monkeypatch.setattr(layout, "_LARGE_TASK_BYTES", 2 * each)

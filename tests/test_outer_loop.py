@@ -68,11 +68,39 @@ def test_tasks_are_the_same_however_many_are_drawn_at_once(steps_at_once, monkey
     meta_batch = mj.meta_batch(SAMPLER, jax.random.key(0), 2)
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(meta_batch))
     monkeypatch.setattr(outer_loop, "_DRAWN_BYTES", steps_at_once * num_bytes)
-    outer_loop._scanned_steps.clear_cache()
+    jax.clear_caches()
     parts, seen = run(outer_step(), state=start(outer_step()))
-    outer_loop._scanned_steps.clear_cache()
+    jax.clear_caches()
     problems.assert_trees_close(parts.params, whole.params, 1000 * tolerance)
     np.testing.assert_allclose(seen["query_loss"], losses["query_loss"], rtol=1000 * tolerance)
+
+
+def test_one_core_and_several_make_the_same_steps(monkeypatch, tolerance):
+    """The outer step is asked once for each size of meta-batch, and what it says is done."""
+    asked, compiled = [], []
+
+    def answer(params, tasks):
+        asked.append(jax.tree.leaves(tasks)[0].shape[0])
+        return asked[-1] == 2
+
+    def spied(name):
+        scanned = getattr(outer_loop, name)
+
+        def call(*arguments, **options):
+            compiled.append((options["meta_batch_size"], name))
+            return scanned(*arguments, **options)
+
+        monkeypatch.setattr(outer_loop, name, call)
+
+    outer = outer_step()._replace(fits_one_core=answer)
+    spied("_scanned_steps")
+    spied("_scanned_on_one_core")
+    run = functools.partial(mj.run_outer_steps, outer, SAMPLER, start(outer), 3, num_steps=2)
+    got = [run(meta_batch_size=size) for size in (2, 3, 2)]
+    assert asked == [2, 3]
+    assert compiled == [(2, "_scanned_on_one_core"), (3, "_scanned_steps"), *compiled[:1]]
+    monkeypatch.setattr(outer_loop, "_scanned_on_one_core", outer_loop._scanned_steps)
+    problems.assert_trees_close(got[0], run(meta_batch_size=2), 1000 * tolerance)
 
 
 def test_a_task_does_not_depend_on_the_size_of_the_meta_batch():
