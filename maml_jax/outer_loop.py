@@ -133,7 +133,8 @@ _scanned_on_one_core = jax.jit(_scan, static_argnames=_STATIC, compiler_options=
 def _fits_one_core(outer, meta_batch_size, structure, shapes) -> bool:
     """Asks the outer step once for each kind of meta-batch: it traces a task."""
     sampler, params, key = structure.unflatten(shapes)
-    tasks = jax.eval_shape(draw, sampler, key, jax.ShapeDtypeStruct((meta_batch_size,), int))
+    indices = jax.ShapeDtypeStruct((meta_batch_size,), jnp.result_type(int))
+    tasks = jax.eval_shape(draw, sampler, key, indices)
     checks.check_meta_batch(tasks)
     return outer.fits_one_core(params, tasks)
 
