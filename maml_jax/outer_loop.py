@@ -74,7 +74,7 @@ def run_outer_steps(
     key = as_key(key)
     sampler = checks.as_sampler(sampler)
     scanned = _scanned_steps
-    if not checks.is_traced((sampler, state, key)):
+    if outer.mesh is None and not checks.is_traced((sampler, state, key)):
         leaves, structure = jax.tree.flatten((sampler, state.params, key))
         shapes = tuple(jax.typeof(leaf) for leaf in leaves)
         if _fits_one_core(outer, meta_batch_size, structure, shapes):

@@ -192,7 +192,7 @@ def make_outer_step(
         return compiled_evidence(state, tasks, mask, noise=noise)
 
     def one_core(params, tasks):
-        return mesh is None and fits_one_core(adapted_loss, params, tasks, num_tasks_of(tasks))
+        return fits_one_core(adapted_loss, params, tasks, num_tasks_of(tasks))
 
     return OuterStep(init, update, gradient, evidence, explain, one_core, optimizer, mesh)
 
