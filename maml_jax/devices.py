@@ -1,9 +1,10 @@
 """The meta-batch over several devices: each runs its own tasks, gradients are added up.
 
-A mesh with an axis named "tasks" splits the task axis `T` evenly: device d of D runs the
-tasks d T/D … (d + 1) T/D - 1. Nothing but the reduction crosses devices, so the inner loops
-of two tasks never see each other. Parameters are on every device, or, if the mesh has an axis
-"model" too, split over it, for networks that one device cannot hold; XLA then exchanges what
+A mesh with an axis named "tasks" splits the task axis `T`: with n = ⌈T/D⌉, device d of D runs the
+tasks d n … (d + 1) n - 1. Where D does not divide T the last ones have fewer, and run stand-ins
+for the rest, which nothing ever sees. Nothing but the reduction crosses devices, so the inner
+loops of two tasks never see each other. Parameters are on every device, or, if the mesh has an
+axis "model" too, split over it, for networks that one device cannot hold; XLA then exchanges what
 its layers need.
 """
 
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from maml_jax import processes
+from maml_jax import processes, stand_ins
 from maml_jax.host import cpu_cores
+from maml_jax.tasks import num_tasks_of
 
 AXIS = "tasks"
 MODEL_AXIS = "model"
@@ -74,17 +76,14 @@ def task_shards(mesh: Mesh | None) -> int:
 
 
 def tasks_per_device(num_tasks: int, mesh: Mesh | None) -> int:
-    """Counts the tasks that each device runs.
+    """Counts the tasks that each device runs, stand-ins included.
 
     Args:
       num_tasks: number `T` of tasks of the meta-batch.
       mesh: the devices; None for one.
 
     Returns:
-      T / D.
-
-    Raises:
-      ValueError: if the devices do not share the tasks evenly.
+      ⌈T/D⌉.
 
     Example:
       >>> import jax
@@ -92,14 +91,7 @@ def tasks_per_device(num_tasks: int, mesh: Mesh | None) -> int:
       >>> tasks_per_device(32, jax.sharding.Mesh(jax.devices()[:1], ("tasks",)))
       32
     """
-    shards = task_shards(mesh)
-    if mesh is not None and num_tasks % shards:
-        parts = "devices" if mesh.size == shards else f'parts of the axis "{AXIS}"'
-        raise ValueError(
-            f"the devices share the tasks evenly: {num_tasks} tasks do not split over "
-            f"{shards} {parts}; take a multiple, and mask the tasks that do not count."
-        )
-    return num_tasks // shards
+    return -(-num_tasks // task_shards(mesh))
 
 
 def on_devices(function: Callable, mesh: Mesh | None, *, whole: bool = False) -> Callable:
@@ -125,24 +117,36 @@ def on_devices(function: Callable, mesh: Mesh | None, *, whole: bool = False) ->
     if mesh is None or _undivided(mesh):
         return function
     split, same = PartitionSpec(AXIS), PartitionSpec()
-    # With `check_vma`, `jax.grad` in an inner loop would add up the gradients of all devices'
-    # tasks, as parameters that are the same everywhere have a cotangent from everywhere.
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=(same, split),
-        out_specs=same if whole else split,
-        axis_names={AXIS},
-        check_vma=False,
-    )
+
+    def shared_out(shared, tasks):
+        num_tasks, shards = num_tasks_of(tasks), task_shards(mesh)
+
+        def on_one(shared, own):
+            device = jax.lax.axis_index(AXIS)
+            return function(shared, stand_ins.replace(own, num_tasks, shards, device))
+
+        # With `check_vma`, `jax.grad` in an inner loop would add up the gradients of all devices'
+        # tasks, as parameters that are the same everywhere have a cotangent from everywhere.
+        results = jax.shard_map(
+            on_one,
+            mesh=mesh,
+            in_specs=(same, split),
+            out_specs=same if whole else split,
+            axis_names={AXIS},
+            check_vma=False,
+        )(shared, stand_ins.fill_up(tasks, shards))
+        return results if whole else _first(results, num_tasks)
+
+    return shared_out
 
 
-def exchange(of_tasks: Any, to_sum: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+def exchange(of_tasks: Any, to_sum: Any, num_tasks: int, mesh: Mesh | None) -> tuple[Any, Any]:
     """On one device of several, tells the others what it knows, and learns what they know.
 
     Args:
-      of_tasks: a tree of arrays `[T/D, ...]`, of the device's own tasks.
+      of_tasks: a tree of arrays `[⌈T/D⌉, ...]`, of the device's own tasks.
       to_sum: a tree of arrays of any shape.
+      num_tasks: number `T` of tasks; static.
       mesh: the devices; None for one, which gets everything back.
 
     Returns:
@@ -151,13 +155,14 @@ def exchange(of_tasks: Any, to_sum: Any, mesh: Mesh | None) -> tuple[Any, Any]:
 
     Example:
       >>> from maml_jax.devices import exchange
-      >>> exchange({"loss": 1.0}, {"gradient": 2.0}, None)
+      >>> exchange({"loss": 1.0}, {"gradient": 2.0}, 1, None)
       ({'loss': 1.0}, {'gradient': 2.0})
     """
     if mesh is None or _undivided(mesh):
         return of_tasks, to_sum
     among_all = jax.tree.map(functools.partial(_among_all, mesh), of_tasks)
-    return _summed((among_all, to_sum), mesh)
+    among_all, summed = _summed((among_all, to_sum), mesh)
+    return _first(among_all, num_tasks), summed
 
 
 def _undivided(mesh: Mesh) -> bool:
@@ -173,12 +178,17 @@ def own_part(of_tasks: jax.Array, mesh: Mesh | None) -> jax.Array:
       mesh: the devices; None for one, whose own all tasks are.
 
     Returns:
-      An array `[T/D, ...]`.
+      An array `[⌈T/D⌉, ...]`, 0 for stand-ins.
     """
     if mesh is None or _undivided(mesh):
         return of_tasks
     count = tasks_per_device(len(of_tasks), mesh)
-    return jax.lax.dynamic_slice_in_dim(of_tasks, jax.lax.axis_index(AXIS) * count, count)
+    filled = stand_ins.with_zeros(of_tasks, count * task_shards(mesh))
+    return jax.lax.dynamic_slice_in_dim(filled, jax.lax.axis_index(AXIS) * count, count)
+
+
+def _first(results: Any, num_tasks: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:num_tasks], results)
 
 
 def _among_all(mesh: Mesh, own: jax.Array) -> jax.Array:
@@ -210,17 +220,15 @@ def _summed(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(structure, summed)
 
 
-def task_mesh(num_tasks: int) -> Mesh | None:
-    """Makes a mesh of as many devices as share the tasks evenly; of several processes of all.
+def task_mesh(num_tasks: int, *, at_most: int | None = None) -> Mesh | None:
+    """Makes a mesh of as many devices as it takes to end soonest; of several processes of all.
 
     Args:
       num_tasks: number `T` of tasks of a meta-batch, at least 1.
+      at_most: how many devices of one process it may take, at least 1; None is all.
 
     Returns:
       The mesh, or None if that is one device.
-
-    Raises:
-      ValueError: if some device of several processes would have no task.
 
     Example:
       >>> from maml_jax.devices import task_mesh
@@ -228,12 +236,10 @@ def task_mesh(num_tasks: int) -> Mesh | None:
       None
     """
     devices = jax.devices()
-    count = max(n for n in range(1, len(devices) + 1) if num_tasks % n == 0)
-    if processes.several() and count < len(devices):
-        raise ValueError(
-            f"all processes share the tasks: {num_tasks} tasks do not split over the "
-            f"{len(devices)} devices of {jax.process_count()} processes; take a multiple."
-        )
+    count = len(devices)
+    if not processes.several():
+        each = -(-num_tasks // min(count, at_most or count))
+        count = -(-num_tasks // each)  # More would not lower what each has to do.
     if count == 1:
         return None
     if count < len(devices):  # `make_mesh` asks of a TPU's chips that they form a box.

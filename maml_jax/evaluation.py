@@ -131,7 +131,7 @@ def evaluate(
         False: with the statistics of the support set, so that each is judged alone;
         `loss_fn` must then use `examples.reference`, as those of `maml_jax.losses` do.
       task_axis: as in `make_outer_step`; at most 100 tasks run side by side.
-      mesh: devices that share the tasks, as in `make_outer_step`; of any number of tasks.
+      mesh: devices that share the tasks, as in `make_outer_step`.
 
     Returns:
       An `Evaluation`: means and 95% intervals after 0, 1, …, `num_steps` inner steps.
@@ -165,9 +165,7 @@ def evaluate(
     sampler = checks.as_sampler(sampler)
     if isinstance(sampler, Grouped):
         sampler = dataclasses.replace(sampler, tasks_per_group=1)
-    shards = devices.task_shards(mesh)
-    shared = -(-num_tasks // shards) * shards
-    shapes = jax.eval_shape(lambda: meta_batch(sampler, key, shared))
+    shapes = jax.eval_shape(lambda: meta_batch(sampler, key, num_tasks))
     checks.check_meta_batch(shapes)
     if not transductive:
         _check_judged_alone(loss_fn, inner, params, draw_one(sampler, key, 0))
@@ -177,13 +175,13 @@ def evaluate(
         key,
         loss_fn=loss_fn,
         inner=inner,
-        num_tasks=shared,
+        num_tasks=num_tasks,
         num_steps=num_steps,
         transductive=transductive,
         task_axis=task_axis,
         mesh=mesh,
     )
-    values = {name: np.asarray(v, np.float64)[:num_tasks] for name, v in per_task.items()}
+    values = {name: np.asarray(v, np.float64) for name, v in per_task.items()}
     _warn_nonfinite(values["loss"])
     last = len(values["loss"][0]) - 1
     data = jax.random.key_data(key).tolist()

@@ -28,11 +28,11 @@ TaskAxis = Literal["auto", "vmap", "scan"] | int
 _LARGE_TASK_BYTES = 2**20
 _SMALL_TASKS_BYTES = 2**26
 
-# Small tasks that keep more than this together are shared by the cores, 1 MiB at a time on each.
-# On one core and on two, in ms per outer step of the sinusoid network, 33 kB a task: 16 tasks 0.12
-# and 0.12; 32 tasks 0.22 and 0.17; 64 tasks 0.43 and 0.28; 256 tasks 1.27 and 0.90; 1,024 tasks 6.4
-# and 3.4.
-_SHARED_BYTES = 3 * 2**18
+# Small tasks are shared by so many cores that each has tasks that keep this much together, and are
+# done 1 MiB at a time. On one core and on two, in ms per outer step of the sinusoid network, 33 kB
+# a task: 8 tasks 0.19 and 0.19; 16 tasks 0.34 and 0.27; 25 tasks 0.46 and 0.34; 64 tasks 1.05 and
+# 0.69; 256 tasks 4.5 and 2.6 (AVX2); with AVX-512 16 tasks 0.12 and 0.12, 256 tasks 1.27 and 0.90.
+_SHARE_BYTES = 2**18
 
 # Tasks that are not shared and keep at most this together run on one core: handing small operations
 # from core to core takes longer than it saves. With that and without, in ms per outer step of the
@@ -101,9 +101,6 @@ def layout_of(
     Returns:
       The layout, of 1 to T tasks side by side on each device.
 
-    Raises:
-      ValueError: if the devices do not share the tasks evenly.
-
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import maml_jax as mj
@@ -128,9 +125,10 @@ def layout_of(
 
 
 def mesh_for(task_loss: Callable, params: Params, tasks: Task, num_tasks: int) -> Mesh | None:
-    """Chooses the devices that share the tasks: all, but few small tasks stay on one CPU core.
+    """Chooses the devices that share the tasks: all, but few small tasks stay on few CPU cores.
 
-    On a CPU that is where a task keeps more than 1 MiB for its backward pass, or all 0.75 MiB.
+    On a CPU, tasks that keep at most 1 MiB each for their backward pass take one core for each
+    0.25 MiB that they keep together. Several processes use all of their devices.
 
     Args:
       task_loss: `(params, task) -> (loss, metrics)` for one task.
@@ -141,9 +139,9 @@ def mesh_for(task_loss: Callable, params: Params, tasks: Task, num_tasks: int) -
     Returns:
       The mesh, or None for the default device.
     """
-    if _is_small(task_loss, params, tasks, num_tasks, _SHARED_BYTES):
-        return None
-    return task_mesh(num_tasks)
+    small = _small_bytes(task_loss, params, tasks, num_tasks)
+    at_most = None if small is None else max(1, small // _SHARE_BYTES)
+    return task_mesh(num_tasks, at_most=at_most)
 
 
 def fits_one_core(task_loss: Callable, params: Params, tasks: Task, num_tasks: int) -> bool:
@@ -160,14 +158,16 @@ def fits_one_core(task_loss: Callable, params: Params, tasks: Task, num_tasks: i
     Returns:
       Whether it is; never on an accelerator, nor with several processes.
     """
-    return _is_small(task_loss, params, tasks, num_tasks, _ONE_CORE_BYTES)
+    small = _small_bytes(task_loss, params, tasks, num_tasks)
+    return small is not None and small <= _ONE_CORE_BYTES
 
 
-def _is_small(task_loss, params, tasks, num_tasks, limit):
+def _small_bytes(task_loss, params, tasks, num_tasks) -> int | None:
+    """Counts what small tasks keep together on the CPU of one process; None elsewhere."""
     if jax.default_backend() != "cpu" or processes.several():
-        return False
+        return None
     each = bytes_kept(task_loss, params, tasks)
-    return each <= _LARGE_TASK_BYTES and num_tasks * each <= limit
+    return num_tasks * each if each <= _LARGE_TASK_BYTES else None
 
 
 def bytes_kept(task_loss: Callable, params: Params, tasks: Task) -> int:

@@ -47,7 +47,7 @@ def run_outer_steps(
       NonFiniteTaskError: if a task was not finite and `outer` was made to raise. No step
         is made from there on; the error holds the state before that step.
       TypeError: if an argument is of the wrong kind.
-      ValueError: if a number is below 1, or the devices do not share the tasks evenly.
+      ValueError: if a number is below 1.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -70,7 +70,6 @@ def run_outer_steps(
             f"outer must be an OuterStep, made by make_outer_step, got {type(outer).__name__}."
         )
     check_state(state)
-    devices.tasks_per_device(meta_batch_size, outer.mesh)
     key = as_key(key)
     sampler = checks.as_sampler(sampler)
     scanned = _scanned_steps

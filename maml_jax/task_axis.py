@@ -101,8 +101,8 @@ def contracted_gradient(
     Returns:
       Losses `[T]`, metrics `[T, ...]`, Σᵢ cᵢ gᵢ `[...]`, and what `decide` gave.
     """
-    mesh, size = layout.mesh, layout.side_by_side
-    if needs_losses and size < tasks_per_device(num_tasks_of(tasks), mesh):
+    mesh, size, num_tasks = layout.mesh, layout.side_by_side, num_tasks_of(tasks)
+    if needs_losses and size < tasks_per_device(num_tasks, mesh):
         losses, metrics, task_grads = task_gradients(task_loss, params, tasks, layout)
         decided = decide(known, losses, metrics)
         return losses, metrics, contract(decided[0], task_grads), decided
@@ -112,16 +112,16 @@ def contracted_gradient(
         decided = decide(known)
         own = devices.own_part(decided[0], mesh)
         *seen, grads = _in_chunks(task_loss, params, own, tasks, size)
-        seen, grads = devices.exchange(seen, grads, mesh)
+        seen, grads = devices.exchange(seen, grads, num_tasks, mesh)
         return *seen, grads, decided
 
     def between(shared, tasks):
         params, known = shared
         *seen, pull_back = _losses(task_loss, params, tasks)
-        seen, _ = devices.exchange(seen, (), mesh)
+        seen, _ = devices.exchange(seen, (), num_tasks, mesh)
         decided = decide(known, *seen)
         grads = pull_back(devices.own_part(decided[0], mesh))
-        return *seen, devices.exchange((), grads, mesh)[1], decided
+        return *seen, devices.exchange((), grads, num_tasks, mesh)[1], decided
 
     step = devices.on_devices(between if needs_losses else before, mesh, whole=True)
     return step((params, known), tasks)

@@ -32,11 +32,11 @@ def measured(axis, seconds, *, is_default=False):
 
 @pytest.mark.slow
 def test_every_way_to_run_tasks_is_measured():
-    """The one that `train` takes is first, and marked; T and the devices must agree."""
+    """The one that `train` takes is first, and marked."""
     ways = list(bench.measure(PRESETS[SINUSOID], budget=1e9, repeats=1))
     assert [way.is_default for way in ways] == [True] + [False] * (len(ways) - 1)
     assert {way.task_axis for way in ways} == {"vmap", "scan", 4}
-    assert {way.num_devices for way in ways} == {1}  # 25 tasks do not split over 4 devices.
+    assert {way.num_devices for way in ways} >= {1, len(jax.devices())}
     assert all(way.seconds > 0 and way.rate == way.num_tasks / way.seconds for way in ways)
 
 

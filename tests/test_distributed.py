@@ -279,14 +279,14 @@ def test_loopback_listens_on_loopback_only(coordinator, bound, monkeypatch):
     assert seen["coordinator_bind_address"] == bound
 
 
-def test_tasks_that_do_not_split_over_all_processes(monkeypatch):
+def test_processes_use_all_of_their_devices(monkeypatch):
+    """However few tasks there are: each process has to take part in every exchange."""
     from maml_jax import devices
 
     monkeypatch.setattr(processes, "several", lambda: True)
     count = len(jax.devices())
-    with pytest.raises(ValueError, match=rf"do not split over the {count} devices of 1 processes"):
-        devices.task_mesh(count + 1)
-    assert devices.task_mesh(2 * count).size == count
+    for num_tasks in (count - 1, count + 1, 2 * count):
+        assert devices.task_mesh(num_tasks, at_most=1).size == count
 
 
 def test_only_errors_of_the_connection_count_as_a_loss():

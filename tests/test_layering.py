@@ -36,6 +36,7 @@ CHAIN = [
     "reduction_reasons",
     "reduction_report",
     "gains",
+    "stand_ins",
     "devices",
     "placement",
     "layout",
