@@ -91,7 +91,7 @@ def tasks_per_device(num_tasks: int, mesh: Mesh | None) -> int:
       >>> tasks_per_device(32, jax.sharding.Mesh(jax.devices()[:1], ("tasks",)))
       32
     """
-    return -(-num_tasks // task_shards(mesh))
+    return stand_ins.tasks_each(num_tasks, task_shards(mesh))
 
 
 def on_devices(function: Callable, mesh: Mesh | None, *, whole: bool = False) -> Callable:
@@ -99,8 +99,8 @@ def on_devices(function: Callable, mesh: Mesh | None, *, whole: bool = False) ->
 
     Args:
       function: `(shared, tasks) -> results`, from a tree that every device sees and a tree
-        of arrays `[T, ...]`, of which it sees the tasks of one device, to a tree of such
-        arrays. It must get every array as an argument, and close over none.
+        of arrays `[T, ...]`, of which it sees the tasks of one device, stand-ins included, to
+        a tree of such arrays. It must get every array as an argument, and close over none.
       mesh: the devices; None calls the function as it is.
       whole: whether the results are the same on every device, through `exchange`; static.
 
@@ -123,7 +123,7 @@ def on_devices(function: Callable, mesh: Mesh | None, *, whole: bool = False) ->
 
         def on_one(shared, own):
             device = jax.lax.axis_index(AXIS)
-            return function(shared, stand_ins.replace(own, num_tasks, shards, device))
+            return function(shared, stand_ins.copy_own(own, num_tasks, shards, device))
 
         # With `check_vma`, `jax.grad` in an inner loop would add up the gradients of all devices'
         # tasks, as parameters that are the same everywhere have a cotangent from everywhere.
@@ -183,7 +183,7 @@ def own_part(of_tasks: jax.Array, mesh: Mesh | None) -> jax.Array:
     if mesh is None or _undivided(mesh):
         return of_tasks
     count = tasks_per_device(len(of_tasks), mesh)
-    filled = stand_ins.with_zeros(of_tasks, count * task_shards(mesh))
+    filled = stand_ins.append_zeros(of_tasks, count * task_shards(mesh))
     return jax.lax.dynamic_slice_in_dim(filled, jax.lax.axis_index(AXIS) * count, count)
 
 
@@ -192,7 +192,7 @@ def _first(results: Any, num_tasks: int) -> Any:
 
 
 def _among_all(mesh: Mesh, own: jax.Array) -> jax.Array:
-    """Puts what one device knows of its tasks `[T/D, ...]` among zeros `[T, ...]`."""
+    """Puts what one device knows of its tasks `[n, ...]` among zeros `[n D, ...]`."""
     own = own.astype(jnp.promote_types(own.dtype, jnp.int8))  # Booleans cannot be added up.
     room = jnp.zeros((task_shards(mesh) * len(own), *own.shape[1:]), own.dtype)
     first = jax.lax.axis_index(AXIS) * len(own)
@@ -221,7 +221,7 @@ def _summed(tree: Any, mesh: Mesh) -> Any:
 
 
 def task_mesh(num_tasks: int, *, at_most: int | None = None) -> Mesh | None:
-    """Makes a mesh of as many devices as it takes to end soonest; of several processes of all.
+    """Makes a mesh of the fewest devices that end soonest; of several processes of all.
 
     Args:
       num_tasks: number `T` of tasks of a meta-batch, at least 1.
@@ -238,8 +238,8 @@ def task_mesh(num_tasks: int, *, at_most: int | None = None) -> Mesh | None:
     devices = jax.devices()
     count = len(devices)
     if not processes.several():
-        each = -(-num_tasks // min(count, at_most or count))
-        count = -(-num_tasks // each)  # More would not lower what each has to do.
+        each = stand_ins.tasks_each(num_tasks, min(count, at_most or count))
+        count = stand_ins.tasks_each(num_tasks, each)  # More would have no less to do.
     if count == 1:
         return None
     if count < len(devices):  # `make_mesh` asks of a TPU's chips that they form a box.

@@ -69,9 +69,9 @@ def make_outer_step(
         on a CPU one at a time if they are large (`maml_jax.layout`). It changes speed and
         memory, never the result. Processes of unlike memory or devices need a number here, the
         same for all.
-      mesh: devices that share the tasks, with an axis "tasks" (best one whose size divides T).
-        With an axis "model" too, parameters and optimizer state are split over it. None is the
-        default device.
+      mesh: devices that share the tasks, with an axis "tasks"; where its size does not divide T
+        the last ones have fewer. With an axis "model" too, parameters and optimizer state are
+        split over it. None is the default device.
       on_nonfinite: what to do with a task whose loss or gradient is not finite. "raise":
         no update, and `NonFiniteTaskError`; inside compiled code, where nothing can be
         raised, the state stays as it is and `n_nonfinite` tells. It waits for each step's

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from maml_jax import placement
+from maml_jax import placement, stand_ins
 from maml_jax.aggregation import ladder
 from maml_jax.aggregation.resolve import check_task_ids
 from maml_jax.aggregation.rule import Aggregation, Evidence, Level, State
@@ -261,18 +261,10 @@ def _spread_metrics(spread: Spread | None) -> dict[str, jax.Array]:
 def _replace_invalid(tasks: Task, valid: jax.Array) -> Task:
     """Puts a valid task's data in place of each invalid task's.
 
-    Its coefficient is 0, and 0 times a finite gradient is 0, whatever the padding holds. The
-    valid task is the first, as a sum over all with one that counts: indices would make every
-    device fetch the data of all tasks.
+    Its coefficient is 0, and 0 times a finite gradient is 0, whatever the padding holds.
     """
     first = jnp.arange(len(valid)) == jnp.argmax(valid)
-
-    def filled(leaf):
-        where = [flags.reshape(-1, *[1] * (leaf.ndim - 1)) for flags in (valid, first)]
-        stand_in = jnp.where(where[1], leaf, 0).sum(axis=0, keepdims=True).astype(leaf.dtype)
-        return jnp.where(where[0], leaf, stand_in)
-
-    return jax.tree.map(filled, tasks)
+    return stand_ins.put_one_for_others(tasks, valid, first)
 
 
 def _nothing_of_none(grads: Params, valid: jax.Array) -> Params:

@@ -1,10 +1,9 @@
-"""Stand-ins for tasks where devices do not divide a meta-batch: what keeps them equally busy.
+"""Stand-ins for tasks where devices do not divide a meta-batch: they keep devices equally busy.
 
 With n = ⌈T/D⌉ tasks a device, n D - T are stand-ins: copies of real tasks, so that whatever
 they compute is finite where that of real ones is. Their results are dropped, their coefficients 0.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from maml_jax.tasks import num_tasks_of
 
 
 def fill_up(tasks: Any, shards: int) -> Any:
-    """Makes room for the stand-ins, on all devices together.
+    """Makes room for stand-ins, on all devices together.
 
     Args:
       tasks: a tree of arrays `[T, ...]`.
@@ -22,7 +21,8 @@ def fill_up(tasks: Any, shards: int) -> Any:
 
     Returns:
       A tree of arrays `[n D, ...]`: with zeros, which no device has to fetch, where each has a
-      task of its own for `replace` to copy; else with copies of the last task.
+      task of its own for `copy_own` to put there; else with copies of the last task. Random keys
+      are always filled up with the last.
 
     Example:
       >>> import jax.numpy as jnp
@@ -31,15 +31,24 @@ def fill_up(tasks: Any, shards: int) -> Any:
       [3 5 7 0] [3 5 7 8 9 9 9 9]
     """
     num_tasks = num_tasks_of(tasks)
-    room = _each(num_tasks, shards) * shards
+    room = tasks_each(num_tasks, shards) * shards
     if room == num_tasks:
         return tasks
-    fill = with_zeros if _all_have_one(num_tasks, shards) else _with_last
-    return jax.tree.map(functools.partial(fill, length=room), tasks)
+    numbers = jnp.arange(room)
+
+    def longer(leaf):
+        if _is_key(leaf):
+            return leaf[jnp.minimum(numbers, num_tasks - 1)]
+        return append_zeros(leaf, room)
+
+    filled = jax.tree.map(longer, tasks)
+    if _all_have_one(num_tasks, shards):
+        return filled
+    return put_one_for_others(filled, numbers < num_tasks, numbers == num_tasks - 1)
 
 
-def replace(own: Any, num_tasks: int, shards: int, device: jax.Array | int) -> Any:
-    """On one device, puts its first task in place of zeros.
+def copy_own(own: Any, num_tasks: int, shards: int, device: jax.Array | int) -> Any:
+    """On one device, puts copies of its first task where `fill_up` has put zeros.
 
     Args:
       own: a tree of arrays `[n, ...]`, the device's part of what `fill_up` gave.
@@ -52,30 +61,59 @@ def replace(own: Any, num_tasks: int, shards: int, device: jax.Array | int) -> A
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from maml_jax.stand_ins import replace
-      >>> print(replace(jnp.array([7, 0]), 3, 2, 1))
+      >>> from maml_jax.stand_ins import copy_own
+      >>> print(copy_own(jnp.array([7, 0]), 3, 2, 1))
       [7 7]
     """
     each = num_tasks_of(own)
     if each * shards == num_tasks or not _all_have_one(num_tasks, shards):
         return own
-    real = num_tasks - (shards - 1) * each
+    real = num_tasks - (shards - 1) * each  # On the last device; all others are full.
 
-    def replaced(leaf):
-        if _is_opaque(leaf):
-            return leaf  # Of these `fill_up` took copies.
+    def copied(leaf):
+        if _is_key(leaf):
+            return leaf
         # Written in place: a choice would be made anew for each use of each element.
         rest = jnp.where(device == shards - 1, leaf[:1], leaf[real:])
         return jax.lax.dynamic_update_slice_in_dim(leaf, rest, real, axis=0)
 
-    return jax.tree.map(replaced, own)
+    return jax.tree.map(copied, own)
 
 
-def with_zeros(array: jax.Array, length: int) -> jax.Array:
-    """Appends zeros along the first axis; of what is no number, like a random key, the last.
+def put_one_for_others(tasks: Any, kept: jax.Array, one: jax.Array) -> Any:
+    """Puts one task in place of others, wherever in a meta-batch that devices share they are.
 
     Args:
-      array: `[T, ...]`.
+      tasks: a tree of arrays `[T, ...]`.
+      kept: booleans `[T]`, which tasks stay.
+      one: booleans `[T]`, one of them True: which task takes the place of those that go.
+
+    Returns:
+      The tree. Random keys stay: any will do.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from maml_jax.stand_ins import put_one_for_others
+      >>> tasks, number = jnp.array([jnp.nan, 5, 7]), jnp.arange(3)
+      >>> print(put_one_for_others(tasks, kept=number > 0, one=number == 1))
+      [5. 5. 7.]
+    """
+
+    def put(leaf):
+        if _is_key(leaf):
+            return leaf
+        # As a sum over all, with one that counts: an index would make every device fetch them all.
+        taken = jnp.where(_column(one, leaf), leaf, 0).sum(axis=0, keepdims=True)
+        return jnp.where(_column(kept, leaf), leaf, taken.astype(leaf.dtype))
+
+    return jax.tree.map(put, tasks)
+
+
+def append_zeros(array: jax.Array, length: int) -> jax.Array:
+    """Makes an array longer along its first axis.
+
+    Args:
+      array: `[T, ...]`, of numbers.
       length: at least T; static.
 
     Returns:
@@ -83,26 +121,38 @@ def with_zeros(array: jax.Array, length: int) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from maml_jax.stand_ins import with_zeros
-      >>> print(with_zeros(jnp.array([3, 5]), 3))
+      >>> from maml_jax.stand_ins import append_zeros
+      >>> print(append_zeros(jnp.array([3, 5]), 3))
       [3 5 0]
     """
-    if _is_opaque(array):
-        return _with_last(array, length)
     return jnp.pad(array, [(0, length - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
-def _with_last(array, length):
-    return array[jnp.minimum(jnp.arange(length), len(array) - 1)]
+def tasks_each(num_tasks: int, shards: int) -> int:
+    """Counts the tasks of each device, stand-ins included.
 
+    Args:
+      num_tasks: number T of real tasks.
+      shards: number D of devices.
 
-def _is_opaque(array):
-    return jnp.issubdtype(array.dtype, jax.dtypes.extended)
+    Returns:
+      ⌈T/D⌉.
 
-
-def _each(num_tasks, shards):
+    Example:
+      >>> from maml_jax.stand_ins import tasks_each
+      >>> tasks_each(25, 2)
+      13
+    """
     return -(-num_tasks // shards)
 
 
 def _all_have_one(num_tasks, shards):
-    return _each(num_tasks, shards) * (shards - 1) < num_tasks
+    return tasks_each(num_tasks, shards) * (shards - 1) < num_tasks
+
+
+def _is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def _column(flags, leaf):
+    return flags.reshape(-1, *[1] * (leaf.ndim - 1))

@@ -10,15 +10,17 @@ import pytest
 
 import maml_jax as mj
 import problems
+from maml_jax import devices
 from maml_jax.benchmarking import exchanges
 from test_devices import RULES, gradient, mesh, outer_step
 
-UNEVEN = [(7, 2), (6, 4), (3, 4)]  # Tasks and devices; with 4 devices one has no task.
+# Tasks and devices: one stand-in; two; a device without a task; a task each, and one without.
+UNEVEN = [(7, 2), (10, 4), (6, 4), (3, 4)]
 
 
 @pytest.mark.parametrize(
     ("num_tasks", "count", "axis"),
-    [(7, 2, "scan"), (7, 2, "vmap"), (7, 2, 3), (6, 4, "vmap"), (3, 4, "scan")],
+    [(7, 2, "scan"), (10, 4, "vmap"), (7, 2, 3), (6, 4, "vmap"), (3, 4, "scan")],
 )
 @pytest.mark.parametrize("rule", RULES)
 def test_devices_share_any_number_of_tasks(rule, axis, num_tasks, count, tolerance):
@@ -53,8 +55,10 @@ def test_what_stands_in_for_tasks_is_as_finite_as_they_are(num_tasks, count, tol
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
 
 
-@pytest.mark.parametrize(("num_tasks", "count"), UNEVEN)
+@pytest.mark.parametrize(("num_tasks", "count"), [*UNEVEN, (8, 2)])
 def test_random_keys_may_be_data(num_tasks, count, tolerance):
+    """With a task masked too, whose key then stays while its numbers go."""
+
     def loss_fn(params, examples):
         noise = jax.vmap(lambda key: jax.random.normal(key, params.shape))(examples.inputs["key"])
         return problems.linear_loss(
@@ -71,10 +75,38 @@ def test_random_keys_may_be_data(num_tasks, count, tolerance):
         tasks = problems.linear_tasks(num_tasks=num_tasks)
         tasks = mj.Task(support=with_keys(tasks.support, 0), query=with_keys(tasks.query, 1))
         outer = mj.make_outer_step(loss_fn, mj.maml(optax.sgd(0.1), 1), optax.sgd(1.0), mesh=mesh)
-        return outer.gradient(outer.init(params), tasks)[0]
+        return outer.gradient(outer.init(params), tasks, mask=jnp.arange(num_tasks) != 1)[0]
 
     want, got = grads(None), grads(mesh(count))
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("rule", ["mean", "tilted", "norm_clipped", "geometric_median"])
+def test_parameters_split_over_an_axis_of_their_own(rule, tolerance):
+    if len(jax.devices()) < 4:
+        pytest.skip(f"needs 4 devices, has {len(jax.devices())}")
+    both = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("tasks", "model"))
+    inner, optimizer = mj.maml(optax.sgd(0.1, momentum=0.5), 2), optax.sgd(1.0)
+    outer = mj.make_outer_step(
+        problems.linear_loss, inner, optimizer, aggregation=RULES[rule], mesh=both
+    )
+    want, got = gradient(outer_step(rule, 0), 5)[0], gradient(outer, 5)[0]
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+def test_a_task_that_is_not_finite_is_skipped_with_its_stand_ins(tolerance):
+    """Of 10 tasks over 4 devices the last is alone on its device, and is copied twice."""
+    tasks = problems.linear_tasks(num_tasks=10)
+    inputs = tasks.query.inputs.at[9].set(jnp.nan)
+    query = dataclasses.replace(tasks.query, inputs=inputs)
+    broken = dataclasses.replace(tasks, query=query)
+    want, _ = gradient(outer_step("mean", 0), 10, mask=jnp.arange(10) != 9)
+    outer = outer_step("mean", 4, on_nonfinite="skip")
+    state = outer.init(jnp.asarray(problems.flat(problems.params())))
+    got, metrics = outer.gradient(state, broken)
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+    assert int(metrics["n_nonfinite"]) == 1
+    assert int(metrics["n_valid"]) == 9
 
 
 @pytest.mark.parametrize(("num_tasks", "count"), UNEVEN)
@@ -111,20 +143,28 @@ def test_evaluation_shares_any_number_of_tasks(count, tolerance):
     )
 
 
-def test_stand_ins_need_no_exchange_of_their_own():
-    """Read out of the compiled program of steps that draw their tasks."""
+@pytest.mark.parametrize(("num_tasks", "count", "sent"), [(7, 2, 0), (10, 4, 0), (6, 4, 15)])
+def test_what_stand_ins_cost(num_tasks, count, sent):
+    """Nothing; or one task, of 3 + 4 points, and its number, for devices that have none.
+
+    Read out of the compiled program of steps that draw their tasks.
+    """
     outer = mj.make_outer_step(
         mj.losses.regression(problems.apply_network),
         mj.maml(optax.sgd(0.01), 1),
         optax.sgd(1e-3),
-        mesh=mesh(2),
+        mesh=mesh(count),
     )
     state, sampler = outer.init(problems.network()), mj.data.sinusoid(shot=3, query_shot=4)
 
     def steps(state, key):
-        return mj.run_outer_steps(outer, sampler, state, key, num_steps=2, meta_batch_size=7)
+        return mj.run_outer_steps(
+            outer, sampler, state, key, num_steps=2, meta_batch_size=num_tasks
+        )
 
     text = jax.jit(steps).lower(state, jax.random.key(0)).compile().as_text()
+    found = exchanges(text)
+    assert {exchange.kind for exchange in found} == {"all-reduce"}
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    found = [(exchange.kind, exchange.elements) for exchange in exchanges(text)]
-    assert found == [("all-reduce", size + 2 * 8)]
+    losses = 2 * count * devices.tasks_per_device(num_tasks, mesh(count))
+    assert sum(exchange.elements for exchange in found) == size + losses + sent
