@@ -82,7 +82,7 @@ CHAIN = [
 LEAVES = {
     "benchmarking": {"host"},
     "convolution_products": set(),
-    "convolution_cpu": {"chunks", "convolution_products"},
+    "convolution_cpu": {"chunks", "convolution_products", "host"},
     "bilinear": {"convolution_products", "convolution_cpu", "varying"},
     "convolution": {"bilinear"},
     "dense": {"bilinear"},
