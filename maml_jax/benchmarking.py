@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maml_jax.host import cpu_cores, library_versions
+from maml_jax.host import core_cache_bytes, cpu_cores, cpu_name, library_versions
 
 _SIZE = 4096
 PRODUCT_FLOPS = 2 * _SIZE**3  # Of the product of `product_rate`.
@@ -111,8 +111,9 @@ def machine() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device": devices[0].device_kind,
         "num_devices": len(devices),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cpu_cores": cpu_cores(),
+        "core_cache_bytes": core_cache_bytes(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],

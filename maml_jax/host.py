@@ -1,10 +1,13 @@
-"""What this process runs on: cores, their cache, and the versions of the libraries."""
+"""What this process runs on: CPU, cores, their cache, and the versions of the libraries."""
 
 import functools
 import importlib.metadata
 import os
 import pathlib
+import platform
 
+_CPU = pathlib.Path("/proc/cpuinfo")
+_VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
 _CACHE = pathlib.Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
 _LIBRARIES = ("maml-jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -14,6 +17,18 @@ def cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Names the CPU and its widest vectors ("AMD EPYC, AVX2"), as far as the system tells."""
+    try:
+        lines = [line.partition(":") for line in _CPU.read_text().splitlines()]
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {name.strip(): value.strip() for name, _, value in lines}
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    vectors = [name for flag, name in _VECTORS.items() if flag in flags]
+    return ", ".join([facts.get("model name", platform.machine()), *vectors[:1]])
 
 
 @functools.cache
