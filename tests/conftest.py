@@ -13,6 +13,7 @@ little optimisation; `MAML_JAX_TEST_OPTIMIZED=1` compiles them as users do.
 import importlib.metadata
 import os
 import pathlib
+import signal
 import zlib
 
 X64 = os.environ.get("MAML_JAX_TEST_X64", "1") == "1"
@@ -23,6 +24,10 @@ if os.environ.get("MAML_JAX_TEST_OPTIMIZED", "0") != "1":
     if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
         quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
         os.environ.setdefault("XLA_FLAGS", quick)  # Half of the time; unknown to newer ones.
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts in the background so, and children would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
