@@ -42,7 +42,8 @@ from maml_jax.host import core_cache_bytes
 # Patches of more bytes than this are made for some of the examples at a time, at least for so
 # many: the products of one example are too small. Where a core's own cache is small, fewer: W1's
 # gradient took 776, 724, 683 and 657 ms with 3, 2, 1 and 0.5 MiB at a second level of 0.5 MiB
-# (AVX2), where W2's took 2.32, -, 2.36 and 2.31 s.
+# (AVX2), where W2's took 2.32, -, 2.36 and 2.31 s. `fits_in_groups` keeps the larger number there:
+# with the smaller ones W2 took 2.45 to 2.51 s.
 _PATCH_BYTES = 3 * 2**20
 _SMALL_CACHE, _SMALL_PATCH_BYTES = 2**19, 2**20
 _FEWEST_EXAMPLES = 3
