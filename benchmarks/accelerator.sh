@@ -11,7 +11,7 @@ export PYTHONPATH=$PWD
 python=${PYTHON:-python3}
 
 if [ -n "${SMALL:-}" ]; then
-  sizes="4" steps="1 8" repeats=2 workloads="W1" layers=("W1 layer 1")
+  sizes="4 8" steps="1 8" repeats=2 workloads="W1" layers=("W1 layer 1")
 else
   sizes="4 32 128 512 1024" steps="1 5 20 100 200" repeats=7 workloads="W1 W2"
   layers=("W1 layer 1" "W1 layer 2" "W2 layer 1" "W2 layer 2")

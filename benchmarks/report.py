@@ -9,9 +9,11 @@ import argparse
 import base64
 import html
 import io
+import itertools
 import json
 import pathlib
 
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 import scaling_picture
@@ -36,6 +38,16 @@ LABELS = {
     "learn2learn": "learn2learn",
     "torchopt": "TorchOpt",
     "jax_meta": "jax-meta",
+}
+
+SETTINGS = {  # of a case of throughput.py, and what people call them
+    "workload": "workload",
+    "axis": "task axis",
+    "dtype": "activations",
+    "way": "way",
+    "shot": "shot",
+    "num_steps": "inner steps",
+    "devices": "devices",
 }
 
 
@@ -116,23 +128,20 @@ def peers_figure(content):
 def throughput(content):
     """Tasks per second against the meta-batch size, and the fraction of the roof."""
     rows = [row for row in content["results"] if "median" in row]
-    figure = Figure(figsize=(8, 4))
-    axes = figure.add_subplot()
-    settings = ("workload", "axis", "dtype", "way", "shot", "num_steps", "devices")
-    for key in dict.fromkeys(tuple(row[name] for name in settings) for row in rows):
-        line = [row for row in rows if tuple(row[name] for name in settings) == key]
-        rates = [row["num_tasks"] / row["median"] for row in line]
-        axes.plot([row["num_tasks"] for row in line], rates, "o-", label=" ".join(map(str, key)))
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("tasks of the meta-batch")
-    axes.set_ylabel("tasks per second")
-    axes.legend(frameon=False, fontsize=8)
-    rows = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
-    columns = (*settings, "tasks", "ms", "tasks/s", "GFLOP/s", "of products", "of copies")
+    series = {}
+    for row in rows:
+        point = (row["num_tasks"], row["num_tasks"] / row["median"])
+        series.setdefault(tuple(said(row, name) for name in SETTINGS), []).append(point)
+    differs = [len(set(values)) > 1 for values in zip(*series, strict=True)]
+    lines = {
+        " ".join((key[0], *itertools.compress(key[1:], differs[1:]))): points
+        for key, points in series.items()
+    }
+    figure = lines_figure(lines, "tasks of the meta-batch", "tasks per second")
+    columns = (*SETTINGS.values(), "tasks", "ms", "tasks/s", "GFLOP/s", "of products", "of copies")
     cells = [
         (
-            *(row[name] for name in settings),
+            *("of the workload" if row[name] is None else row[name] for name in SETTINGS),
             row["num_tasks"],
             f"{1e3 * row['median']:.1f}",
             f"{row['num_tasks'] / row['median']:.0f}",
@@ -143,6 +152,35 @@ def throughput(content):
         for row in rows
     ]
     return picture(figure) + table(columns, cells)
+
+
+def said(row, name):
+    """Says a setting of a row for a legend, such as "5-way" or "2 devices"."""
+    value, noun = row[name], SETTINGS[name]
+    if name in ("way", "shot"):
+        return f"{value}-{noun}"
+    if name in ("num_steps", "devices"):
+        return "" if value is None else f"{value} {noun}"
+    return str(value)
+
+
+def lines_figure(lines, x_label, y_label):
+    """Draws lines of (x, y) by their names, both axes logarithmic with plain numbers."""
+    figure = Figure(figsize=(8, 4))
+    axes = figure.add_subplot()
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), "o-", label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(ticker.NullLocator())
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def memory(content):
@@ -160,16 +198,10 @@ def compile_time(content):
 
 def against_inner_steps(rows, names):
     """A table of (result, *numbers) and a plot of the first number, one line a mode."""
-    figure = Figure(figsize=(8, 4))
-    axes = figure.add_subplot()
-    for mode in dict.fromkeys(row["mode"] for row, *_ in rows):
-        line = [(row["num_steps"], float(value)) for row, value, *_ in rows if row["mode"] == mode]
-        axes.plot(*zip(*line, strict=True), "o-", label=mode)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("inner steps")
-    axes.set_ylabel(names[0])
-    axes.legend(frameon=False)
+    lines = {}
+    for row, value, *_ in rows:
+        lines.setdefault(row["mode"], []).append((row["num_steps"], float(value)))
+    figure = lines_figure(lines, "inner steps", names[0])
     settings = ("workload", "mode", "num_steps")
     cells = [(*(row[name] for name in settings), *values) for row, *values in rows]
     return picture(figure) + table(("workload", "mode", "inner steps", *names), cells)
