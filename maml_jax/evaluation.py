@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maml_jax import checks, devices, placement
-from maml_jax.gradients import loss_and_metrics
+from maml_jax.gradients import loss_and_metrics, traced_once
 from maml_jax.inner_checks import check_count
 from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss
 from maml_jax.layout import TaskAxis, check_task_axis, layout_of
@@ -230,6 +230,7 @@ def _measure(
     sampler, params, key, *, loss_fn, inner, num_tasks, num_steps, transductive, task_axis, mesh
 ):
     """Gives of each metric the values `[tasks, inner steps + 1]`."""
+    loss_fn = traced_once(loss_fn)
     shapes = jax.eval_shape(lambda: meta_batch(sampler, key, num_tasks))
     adapted_loss = functools.partial(query_loss, inner, loss_fn)
     layout = layout_of(task_axis, adapted_loss, params, shapes, mesh=mesh)
@@ -272,6 +273,7 @@ def _check_judged_alone(loss_fn, inner, params, task) -> None:
     if count < 2:
         return
     middle = count // 2
+    loss_fn = traced_once(loss_fn)
 
     @jax.jit  # Op by op, this takes longer than the evaluation.
     def losses(params, task):

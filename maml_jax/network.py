@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from maml_jax import gains, losses, models
 from maml_jax.aggregation.named import from_text
+from maml_jax.gradients import traced_once
 from maml_jax.inner_loop import InnerLoop, MetaParams, query_loss
 from maml_jax.layout import TaskAxis
 from maml_jax.learned_rates import lslr, meta_sgd
@@ -68,7 +69,7 @@ def assemble_network(config: Config) -> Network:
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     return Network(
         apply_fn=model.apply,
-        loss_fn=loss_of(model.apply),
+        loss_fn=traced_once(loss_of(model.apply)),
         inner=_inner(config),
         params=jax.jit(model.init)(key, jnp.zeros((1, *input_shape(config)))),
     )

@@ -13,6 +13,7 @@ from maml_jax import checks, devices, gains, placement
 from maml_jax.aggregation import Aggregation, Level, mean, resolve
 from maml_jax.aggregation.resolve import check_task_ids, check_weights, valid_tasks
 from maml_jax.gains import Gain, gain_power
+from maml_jax.gradients import traced_once
 from maml_jax.inner_loop import InnerLoop, query_loss, task_loss
 from maml_jax.layout import TaskAxis, check_task_axis, fits_one_core, layout_of
 from maml_jax.losses import LossFn
@@ -109,7 +110,8 @@ def make_outer_step(
     optimizer = optax.with_extra_args_support(optimizer)
     explain = make_explain(inner, loss_fn)
     # Memory is judged by `adapted_loss`: Reptile's own loss keeps nothing, its adaptation does.
-    one_task, adapted_loss = (functools.partial(f, inner, loss_fn) for f in (task_loss, query_loss))
+    once = traced_once(loss_fn)
+    one_task, adapted_loss = (functools.partial(f, inner, once) for f in (task_loss, query_loss))
 
     def new_gain_state():
         return () if gain is None else gains.start(gain)

@@ -275,23 +275,25 @@ def test_tasks_are_independent(tolerance):
     )
 
 
-def test_second_call_does_not_compile():
-    """The loss is traced once for support and once for query, and never again."""
+@pytest.mark.parametrize("num_steps", [1, 5, 7], ids=["one", "written out", "loop"])
+def test_loss_is_traced_once_for_support_and_once_for_query(num_steps):
+    """Neither further inner steps, nor counting bytes, nor other calls trace it again."""
     calls = []
 
     def loss_fn(params, examples):
-        calls.append(1)
+        calls.append(len(examples.targets))
         return problems.linear_loss(params, examples)
 
-    outer = mj.make_outer_step(
-        loss_fn, mj.maml(optax.sgd(RATE), 1), optax.sgd(0.1), task_axis="vmap"
-    )
+    inner = mj.maml(optax.sgd(RATE), num_steps)
+    outer = mj.make_outer_step(loss_fn, inner, optax.sgd(0.1), task_axis="auto")
     state = outer.init(theta())
-    state, _ = outer.update(state, tasks())
-    traced = len(calls)
     for seed in (5, 6):
-        state, _ = outer.update(state, problems.linear_tasks(num_tasks=5, seed=seed))
-    assert len(calls) == traced <= 3
+        meta_batch = problems.linear_tasks(num_tasks=5, seed=seed)
+        state, _ = outer.update(state, meta_batch)
+        outer.gradient(state, meta_batch)
+    sizes = [examples.targets.shape[1] for examples in (meta_batch.support, meta_batch.query)]
+    assert sizes[0] != sizes[1]
+    assert sorted(calls) == sorted(sizes)
 
 
 def regression_tasks(num_tasks=3):
