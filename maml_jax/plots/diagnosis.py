@@ -121,14 +121,14 @@ def _divisor(axes, steps, divisors, half_widths, meta_batch_size):
     axes.set_yscale("log", base=2)
     top = 1.15 * max(meta_batch_size, float(np.nanmax(divisors + half)))
     low = max(np.nanmin(divisors - half), 0.5 * np.nanmin(divisors), 0.25)
-    axes.set_ylim(0.85 * min(low, 1), top)
+    axes.set_ylim(0.8 * min(low, 1), top)
     axes.fill_between(
         steps, np.maximum(divisors - half, low), divisors + half, color=BLUE, alpha=0.2, linewidth=0
     )
     axes.plot(steps, divisors, color=BLUE, linewidth=2, marker="o", markersize=4)
-    text = {"fontsize": 8.5, "color": GREY, "va": "bottom"}
-    ends = ((1, "sum", 0, "left"), (meta_batch_size, f"mean of {meta_batch_size}", -1, "right"))
-    for level, label, end, side in ends:
+    mean = f"mean of {meta_batch_size}"
+    for level, label, above in ((1, "sum", False), (meta_batch_size, mean, True)):
         axes.axhline(level, color=GREY, **DASHED)
-        axes.annotate(label, (steps[end], level), ha=side, **text)
+        place = {"ha": "right", "va": "bottom" if above else "top"}  # The line is between them.
+        axes.annotate(label, (steps[-1], level), fontsize=8.5, color=GREY, **place)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
