@@ -11,7 +11,8 @@ import workloads
 
 def measure(name, num_tasks, num_steps, mode):
     """Compiles one program."""
-    compiled = workloads.lowered_gradient(name, num_tasks, num_steps, mode).compile()
+    gradient, arguments = workloads.outer_gradient(name, num_tasks, num_steps, mode)
+    compiled = gradient.lower(*arguments).compile()
     temporary = compiled.memory_analysis().temp_size_in_bytes
     return {"temporary_bytes": temporary, "temporary_mib": temporary / 2**20}
 

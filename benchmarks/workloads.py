@@ -170,8 +170,8 @@ def _sinusoid(num_tasks: int, num_steps: int, smooth: bool, seed: int) -> Worklo
     )
 
 
-def lowered_gradient(name: str, num_tasks: int, num_steps: int, mode: str) -> Any:
-    """Traces our outer gradient of a workload.
+def outer_gradient(name: str, num_tasks: int, num_steps: int, mode: str) -> tuple[Any, tuple]:
+    """Makes our outer gradient of a workload, and its arguments.
 
     Args:
       name: the workload.
@@ -180,11 +180,11 @@ def lowered_gradient(name: str, num_tasks: int, num_steps: int, mode: str) -> An
       mode: how the inner loop is differentiated, one of `MODES`.
 
     Returns:
-      What `jax.jit(...).lower` gives; compile it.
+      What `jax.jit` gives, not yet traced, and what to call it with.
     """
     workload = make(name, num_tasks=num_tasks, num_steps=num_steps)
     outer = workload.outer(inner=workload.inner(**MODES[mode]), on_nonfinite="propagate")
-    return jax.jit(outer.gradient).lower(outer.init(workload.params), workload.tasks)
+    return jax.jit(outer.gradient), (outer.init(workload.params), workload.tasks)
 
 
 def naive_gradient(workload: Workload) -> Callable[[Any, mj.Task], Any]:
