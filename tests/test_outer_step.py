@@ -296,6 +296,24 @@ def test_loss_is_traced_once_for_support_and_once_for_query(num_steps):
     assert sorted(calls) == sorted(sizes)
 
 
+def test_second_call_does_not_compile():
+    """The inner loop, which unlike the loss is traced whenever the step is, is not traced again."""
+    calls = []
+
+    def adapt(*arguments):
+        calls.append(1)
+        return INNER.adapt(*arguments)
+
+    inner = INNER._replace(adapt=adapt)
+    outer = mj.make_outer_step(problems.linear_loss, inner, optax.sgd(0.1), task_axis="vmap")
+    state = outer.init(theta())
+    state, _ = outer.update(state, tasks())
+    traced = len(calls)
+    for seed in (5, 6):
+        state, _ = outer.update(state, problems.linear_tasks(num_tasks=5, seed=seed))
+    assert len(calls) == traced <= 3
+
+
 def regression_tasks(num_tasks=3):
     return mj.meta_batch(mj.data.sinusoid(shot=4, query_shot=5), jax.random.key(0), num_tasks)
 
