@@ -35,7 +35,7 @@ from peer_process import PEERS, PeerError, PeerProcess
 NAIVE = {"naive_vmap": workloads.naive_gradient, "naive_loop": workloads.naive_loop}
 COMPILED = ("naive_vmap",)  # In one piece: a Python loop over tasks cannot be.
 NUM_TASKS = {"W1": [32], "W2": [4], "W3": [25, 256]}
-NUM_STEPS = {"W1": 4, "W2": 4, "W3": 500}  # Of ours in one call.
+NUM_STEPS = {"W1": 4, "W2": 4, "W3": 500}  # Of ours in one call; W3's of a compiled peer's too.
 LOOP_STEPS = 50  # Of a Python loop over tasks, which takes a hundred times as long.
 TOLERANCE = 1e-3  # Float32, second order, relative to the largest entry of the gradient.
 
@@ -80,8 +80,11 @@ def one_of(tasks, key):
     return jax.tree.map(lambda leaf: leaf[index], tasks)
 
 
-def naive_steps(workload, peer, num_steps):
-    """Prepares outer steps of naive JAX on the same tasks; one compiled call each, if it can be."""
+def naive_steps(workload, peer):
+    """Prepares outer steps of naive JAX on the same tasks: `() -> seconds` of one.
+
+    Each is one compiled call, where it can be.
+    """
     optimizer, gradient = optax.adam(1e-3), NAIVE[peer](workload)
 
     @jax.jit
@@ -92,15 +95,15 @@ def naive_steps(workload, peer, num_steps):
     def step(params, opt_state):
         return update(gradient(params, workload.tasks), params, opt_state)
 
-    step = jax.jit(step) if peer in COMPILED else step
+    step, count = (jax.jit(step), NUM_STEPS["W3"]) if peer in COMPILED else (step, LOOP_STEPS)
 
     def steps():
         carry = workload.params, optimizer.init(workload.params)
-        for _ in range(num_steps):
+        for _ in range(count):
             carry = step(*carry)
         return carry
 
-    return steps
+    return lambda: benchmarking.timed(steps) / count
 
 
 def our_sides(workload):
@@ -119,9 +122,7 @@ def our_sides(workload):
 def naive_side(workload, peer):
     """Prepares what is timed of a form of naive JAX, in the same way."""
     if workload.name == "W3":
-        count = NUM_STEPS["W3"] if peer in COMPILED else LOOP_STEPS
-        steps = naive_steps(workload, peer, count)
-        return lambda: benchmarking.timed(steps) / count
+        return naive_steps(workload, peer)
     gradient = NAIVE[peer](workload)
     return lambda: benchmarking.timed(lambda: gradient(workload.params, workload.tasks))
 

@@ -238,3 +238,30 @@ PRESETS: dict[str, Config] = {
 """The published experiments and the embedded default, by name."""
 
 DEFAULT_PRESET = "glyphs-5way-1shot"
+
+_WHICH_TASKS = ("dataset", "way", "shot", "rotations", "tasks_per_group")
+
+
+def named_by_tasks(preset: str, config: Config) -> tuple[str, Config]:
+    """Says what a run is whose settings began as a preset's.
+
+    Args:
+      preset: the preset's name.
+      config: its settings, perhaps changed.
+
+    Returns:
+      The run's name and settings: the preset's name, and what its source reported, only if the
+      tasks are the preset's.
+
+    Example:
+      >>> wider = dataclasses.replace(PRESETS["omniglot-5way-1shot-finn2017"], way=10)
+      >>> named_by_tasks("omniglot-5way-1shot-finn2017", wider)[0]
+      'omniglot-10way-1shot'
+    """
+    given = PRESETS[preset]
+    if all(getattr(config, name) == getattr(given, name) for name in _WHICH_TASKS):
+        return preset, config
+    way = "" if config.is_regression else f"-{config.way}way"
+    if config.reported == given.reported:
+        config = dataclasses.replace(config, reported="")
+    return f"{config.dataset.replace('_', '')}{way}-{config.shot}shot", config

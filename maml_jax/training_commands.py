@@ -14,7 +14,7 @@ from rich.console import Console
 from maml_jax import processes, reporting, runs
 from maml_jax.command_tools import RunFolder, parse, preset_first
 from maml_jax.processes import Cluster
-from maml_jax.recipes import PRESETS, Config
+from maml_jax.recipes import PRESETS, Config, named_by_tasks
 from maml_jax.reporting import say
 from maml_jax.run_folder import resume_command
 from maml_jax.stop_signals import Terminated, sigterm_raises
@@ -31,7 +31,7 @@ def train(words: list[str]) -> None:
       words: what follows the command.
     """
     name, rest = preset_first(words)
-    hint = f"(default: runs/{name}, or the next number)"
+    hint = f"(default: runs/{name}, or a name of other tasks' own, or the next number)"
     folder = tyro.conf.arg(metavar="FOLDER", help_behavior_hint=hint)
 
     def asked(
@@ -54,6 +54,7 @@ def train(words: list[str]) -> None:
 
     command = f"train {name}" if rest != words else "train"
     config, run_dir, cluster = parse(asked, rest, command)
+    name, config = named_by_tasks(name, config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_sigterm_raises(cluster))
         console = _join(cluster)

@@ -15,7 +15,7 @@ import pytest
 
 from maml_jax import checkpoints, cli, exit_codes, runs, training
 from maml_jax.nonfinite import NonFiniteTaskError
-from maml_jax.recipes import PRESETS, Config
+from maml_jax.recipes import PRESETS, Config, named_by_tasks
 
 COMMANDS = ["train", "resume", "evaluate", "plot", "prepare", "presets", "bench", "diagnose"]
 
@@ -111,10 +111,32 @@ def test_without_run_dir_the_next_number_is_taken(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(runs, "start_run", start_run)
     assert fails(["train", "sinusoid-10shot-finn2017"], 1, capsys) == "error: enough.\n"
     assert fails(["train", "--way", "7"], 1, capsys) == "error: enough.\n"
+    assert fails(["train", "--seed", "7"], 1, capsys) == "error: enough.\n"
     assert started == [
         (PRESETS["sinusoid-10shot-finn2017"], "runs/sinusoid-10shot-finn2017-2"),
-        (dataclasses.replace(PRESETS["glyphs-5way-1shot"], way=7), "runs/glyphs-5way-1shot"),
+        (dataclasses.replace(PRESETS["glyphs-5way-1shot"], way=7), "runs/glyphs-7way-1shot"),
+        (dataclasses.replace(PRESETS["glyphs-5way-1shot"], seed=7), "runs/glyphs-5way-1shot"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "name", "reported"),
+    [
+        ("omniglot-5way-1shot-finn2017", {"seed": 7, "features": 32}, None, True),
+        ("omniglot-5way-1shot-finn2017", {"shot": 3}, "omniglot-5way-3shot", False),
+        ("omniglot-5way-1shot-finn2017", {"rotations": False}, "omniglot-5way-1shot", False),
+        ("sinusoid-10shot-finn2017", {"shot": 5}, "sinusoid-5shot", False),
+        ("glyphs-5way-1shot", {"dataset": "image_folder"}, "imagefolder-5way-1shot", False),
+    ],
+)
+def test_other_tasks_take_neither_name_nor_figure_of_the_preset(preset, changes, name, reported):
+    config = dataclasses.replace(PRESETS[preset], **changes)
+    assert named_by_tasks(preset, config) == (
+        name or preset,
+        dataclasses.replace(config, reported=PRESETS[preset].reported if reported else ""),
+    )
+    own = dataclasses.replace(config, reported="mine")
+    assert named_by_tasks(preset, own) == (name or preset, own)
 
 
 def test_a_warning_is_said_without_our_source(monkeypatch, capsys):
@@ -163,7 +185,7 @@ def test_help_of_train_describes_every_flag(capsys):
         assert " ".join(text.split()[:6]) in said, name
     assert "--transductive, --no-transductive" in said
     assert "(default: 70000)" in said  # That of this preset.
-    assert "(default: runs/sinusoid-10shot-finn2017, or the next number)" in said
+    assert "(default: runs/sinusoid-10shot-finn2017, or a name of other tasks' own, or the" in said
 
 
 def test_presets_are_never_cut(capsys, monkeypatch):
