@@ -213,14 +213,11 @@ def start(gain: Gain) -> GainState:
     return GainState(progress=jnp.zeros(()), memory=gain.init())
 
 
-def apply(
-    gain: Gain, power: float, spread: Spread, state: GainState
-) -> tuple[jax.Array, GainState]:
+def apply(gain: Gain, spread: Spread, state: GainState) -> tuple[jax.Array, GainState]:
     """Measures the gain of one step.
 
     Args:
-      gain: the rule.
-      power: p.
+      gain: the rule, of power 1 if it has none.
       spread: of the meta-batch; with one that counts tasks, only their number.
       state: the gain's state.
 
@@ -229,44 +226,44 @@ def apply(
       next state.
     """
     measured, memory = gain.measure(spread, state.memory)
-    factor = measured**power
+    factor = measured ** (1.0 if gain.power is None else gain.power)
     if gain.schedule is not None:
         factor = factor * gain.schedule(state.progress)
     progress = (state.progress + measured).astype(state.progress.dtype)
     return factor, GainState(progress=progress, memory=memory)
 
 
-def gain_power(gain: Gain | None, optimizer: optax.GradientTransformation) -> float:
-    """Chooses the power of a gain for an optimizer.
+def for_optimizer(gain: Gain | None, optimizer: optax.GradientTransformation) -> Gain | None:
+    """Settles the power of a gain for an optimizer.
 
     Args:
       gain: the rule, or None.
       optimizer: the optimizer whose updates the gain will multiply.
 
     Returns:
-      The gain's own power, else 1 for an optimizer of degree 1 in the gradient, 1/2 for one of
-      degree 0.
+      The rule with its own power, else 1 for an optimizer of degree 1 in the gradient, 1/2 for one
+      of degree 0.
 
     Raises:
       TypeError: if it is no gain.
       ValueError: if the optimizer is of neither degree and the gain has no power.
     """
     if gain is None:
-        return 1.0
+        return None
     if not isinstance(gain, Gain):
         raise TypeError(
             "gain must be a value of maml_jax.gains such as gains.adascale(), got "
             f"{type(gain).__name__}."
         )
     if gain.power is not None:
-        return gain.power
+        return gain
     degree = degree_of(optimizer)
     if degree is None:
         raise ValueError(
             f"{gain.name} needs power= for this optimizer: its updates are neither of degree 1 nor "
             "of degree 0 in the gradient; see maml_jax.reduction_report."
         )
-    return 1.0 if degree == 1 else 0.5
+    return dataclasses.replace(gain, power=1.0 if degree == 1 else 0.5)
 
 
 def _of_count(name: str, base: float, power: float, schedule: Schedule | None) -> Gain:

@@ -1,32 +1,25 @@
 """The outer step: adapt to every task, reduce their gradients, update; compiled once."""
 
-import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from maml_jax import checks, devices, gains, placement
-from maml_jax.aggregation import Aggregation, Level, mean, resolve
+from maml_jax import checks, devices, gains
+from maml_jax.aggregation import Aggregation, resolve
 from maml_jax.aggregation.resolve import check_task_ids, check_weights, valid_tasks
-from maml_jax.gains import Gain, gain_power
+from maml_jax.gains import Gain
 from maml_jax.gradients import traced_once
-from maml_jax.inner_loop import InnerLoop, query_loss, task_loss
-from maml_jax.layout import TaskAxis, check_task_axis, fits_one_core, layout_of
+from maml_jax.inner_loop import InnerLoop
+from maml_jax.layout import TaskAxis, check_task_axis
 from maml_jax.losses import LossFn
 from maml_jax.nonfinite import NonFiniteTaskError, make_explain
-from maml_jax.outer_state import OuterState, OuterStep, check_carried, check_state
-from maml_jax.reduction import Reduced, reduce_meta_batch
+from maml_jax.outer_programs import OBSERVER, OuterPrograms
+from maml_jax.outer_state import OuterState, OuterStep, check_state
 from maml_jax.tasks import num_tasks_of
 
 ON_NONFINITE = ("raise", "skip", "propagate")
-
-# What `OuterStep.evidence` reduces with: a mean that is shown all that a rule can be.
-_OBSERVER = dataclasses.replace(mean(), level=Level.GRAM)
-_NOISE_OBSERVER = dataclasses.replace(_OBSERVER, splits_queries=True)
 
 
 def make_outer_step(
@@ -106,68 +99,23 @@ def make_outer_step(
     _check_arguments(loss_fn, inner, optimizer, task_axis, on_nonfinite)
     devices.check_mesh(mesh)
     rule = resolve(aggregation)
-    power = gain_power(gain, optimizer)
-    optimizer = optax.with_extra_args_support(optimizer)
+    programs = OuterPrograms(
+        loss_fn=traced_once(loss_fn),
+        inner=inner,
+        optimizer=optax.with_extra_args_support(optimizer),
+        rule=rule,
+        gain=gains.for_optimizer(gain, optimizer),
+        task_axis=task_axis,
+        mesh=mesh,
+        on_nonfinite=on_nonfinite,
+    )
+    compiled_reduce, compiled_update = jax.jit(programs.reduce), jax.jit(programs.update)
+    compiled_observe = jax.jit(programs.observe, static_argnames="noise")
     explain = make_explain(inner, loss_fn)
-    # Memory is judged by `adapted_loss`: Reptile's own loss keeps nothing, its adaptation does.
-    once = traced_once(loss_fn)
-    one_task, adapted_loss = (functools.partial(f, inner, once) for f in (task_loss, query_loss))
-
-    def new_gain_state():
-        return () if gain is None else gains.start(gain)
 
     def init(params):
         checks.check_params(params)
-        meta_params = inner.init(jax.tree.map(jnp.asarray, params))
-        state = OuterState(
-            params=meta_params,
-            opt_state=optimizer.init(meta_params),
-            aggregation_state=rule.init(),
-            step=jnp.zeros((), jnp.int32),
-            gain_state=new_gain_state(),
-        )
-        return placement.place(state, mesh)
-
-    def reduce(state, tasks, weights, mask, *, rule=rule, skips=on_nonfinite == "skip"):
-        plain = weights is None and mask is None
-        return reduce_meta_batch(
-            one_task,
-            state.params,
-            tasks,
-            aggregation=rule,
-            state=state.aggregation_state,
-            measures_spread=gain is not None and gain.needs_spread,
-            valid=None if plain else valid_tasks(num_tasks_of(tasks), weights=weights, mask=mask),
-            weights=weights,
-            layout=layout_of(task_axis, adapted_loss, state.params, tasks, mesh=mesh),
-            skip_nonfinite=skips,
-            step=state.step,
-        )
-
-    compiled_reduce = jax.jit(reduce)
-
-    @jax.jit
-    def compiled_update(state, tasks, weights, mask):
-        check_carried("opt_state", state.opt_state, jax.eval_shape(optimizer.init, state.params))
-        check_carried("aggregation_state", state.aggregation_state, jax.eval_shape(rule.init))
-        check_carried("gain_state", state.gain_state, jax.eval_shape(new_gain_state))
-        reduced = reduce(state, tasks, weights, mask)
-        scale = None if gain is None else functools.partial(gains.apply, gain, power)
-        new_state, metrics = _updated(state, reduced, optimizer, scale, on_nonfinite)
-        return placement.keep_in_place(new_state, mesh), metrics
-
-    @functools.partial(jax.jit, static_argnames="noise")
-    def compiled_evidence(state, tasks, mask, *, noise):
-        rule = _NOISE_OBSERVER if noise else _OBSERVER
-        reduced = reduce(state, tasks, None, mask, rule=rule, skips=True)
-        return placement.known_everywhere(reduced.evidence, mesh)
-
-    def at_the_door(state, tasks, weights, mask, *, rule=rule):
-        check_state(state)
-        checks.check_meta_batch(tasks)
-        checks.warn_rounded(tasks)
-        check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
-        check_task_ids(rule, tasks.task_id)
+        return programs.init(params)
 
     def raise_if_asked(state, tasks, weights, mask, metrics):
         def find():
@@ -178,25 +126,31 @@ def make_outer_step(
             raise_if_nonfinite(find, state, metrics["n_nonfinite"])
 
     def update(state, tasks, *, weights=None, mask=None):
-        at_the_door(state, tasks, weights, mask)
+        _check_call(state, tasks, rule, weights, mask)
         new_state, metrics = compiled_update(state, tasks, weights, mask)
         raise_if_asked(state, tasks, weights, mask, metrics)
         return new_state, metrics
 
     def gradient(state, tasks, *, weights=None, mask=None):
-        at_the_door(state, tasks, weights, mask)
+        _check_call(state, tasks, rule, weights, mask)
         reduced = compiled_reduce(state, tasks, weights, mask)
         raise_if_asked(state, tasks, weights, mask, reduced.metrics)
         return reduced.grads, reduced.metrics
 
     def evidence(state, tasks, *, mask=None, noise=False):
-        at_the_door(state, tasks, None, mask, rule=_OBSERVER)
-        return compiled_evidence(state, tasks, mask, noise=noise)
+        _check_call(state, tasks, OBSERVER, None, mask)
+        return compiled_observe(state, tasks, mask, noise=noise)
 
-    def one_core(params, tasks):
-        return fits_one_core(adapted_loss, params, tasks, num_tasks_of(tasks))
-
-    return OuterStep(init, update, gradient, evidence, explain, one_core, optimizer, mesh)
+    return OuterStep(
+        init=init,
+        update=update,
+        gradient=gradient,
+        evidence=evidence,
+        explain=explain,
+        fits_one_core=programs.fits_one_core,
+        optimizer=programs.optimizer,
+        mesh=mesh,
+    )
 
 
 def raise_if_nonfinite(
@@ -218,33 +172,12 @@ def raise_if_nonfinite(
     raise NonFiniteTaskError(step=int(state.step), task_indices=indices, reason=reason, state=state)
 
 
-def _updated(state: OuterState, reduced: Reduced, optimizer, scale, on_nonfinite: str):
-    """Applies the outer optimizer, unless no task counts or what would be applied is not finite."""
-    metrics, gain_state = reduced.metrics, state.gain_state
-    updates, opt_state = optimizer.update(
-        reduced.grads, state.opt_state, state.params, value=metrics["query_loss"]
-    )
-    if scale is not None:
-        factor, gain_state = scale(reduced.counted_spread, gain_state)
-        updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
-        metrics = {**metrics, "step_factor": factor, "progress": gain_state.progress}
-    params = optax.apply_updates(state.params, updates)
-    moved = (params, opt_state, reduced.aggregation_state, gain_state)
-    stayed = (state.params, state.opt_state, state.aggregation_state, state.gain_state)
-    sound = (metrics["n_nonfinite"] == 0) if on_nonfinite == "raise" else jnp.array(True)
-    finite = jnp.isfinite(metrics["grad_norm"]) | (on_nonfinite == "propagate")
-    accepted = sound & finite & (metrics["n_valid"] > 0)
-    params, opt_state, aggregation_state, gain_state = jax.tree.map(
-        lambda new, old: jnp.where(accepted, new, old), moved, stayed
-    )
-    new_state = OuterState(
-        params=params,
-        opt_state=opt_state,
-        aggregation_state=aggregation_state,
-        step=state.step + sound.astype(state.step.dtype),
-        gain_state=gain_state,
-    )
-    return new_state, metrics
+def _check_call(state, tasks, rule, weights, mask) -> None:
+    check_state(state)
+    checks.check_meta_batch(tasks)
+    checks.warn_rounded(tasks)
+    check_weights(rule, num_tasks_of(tasks), weights=weights, mask=mask)
+    check_task_ids(rule, tasks.task_id)
 
 
 def _check_arguments(loss_fn, inner, optimizer, task_axis, on_nonfinite) -> None:
