@@ -7,7 +7,7 @@ On simulated CPU devices of one process. "Strong": the devices share a meta-batc
 device has as many tasks, however many devices there are. Before anything is counted, the gradient
 of each number of devices is compared with that of one, in float64 and on the smooth variant.
 
-FLOPs and bytes are XLA's, of one device, for the step as it is lowered for an accelerator, with
+FLOPs and bytes are XLA's, of one device, for the step as it is lowered for a TPU, with
 all tasks side by side and so without loops, whose bodies XLA would count once; on a CPU
 convolutions are loops. Exchanges are read out of the same program. Seconds and time to compile
 are those of the step as it runs here: with more devices than cores no measure of anything.
@@ -78,8 +78,13 @@ def prepared(workload, mesh, *, masked=False, weighted=False, **options):
     return outer, (state, tasks, more)
 
 
+def for_tpu(name, num_tasks):
+    """Makes a workload as it would be where TPUs are."""
+    return workloads.make(name, num_tasks=num_tasks, statistics="outputs")
+
+
 def counted(workload, mesh, **options):
-    """Compiles an outer step as it is lowered for an accelerator, with all tasks side by side."""
+    """Compiles an outer step as it is lowered for a TPU, with all tasks side by side."""
     outer, arguments = prepared(workload, mesh, task_axis="vmap", **options)
     step = jax.jit(lambda state, tasks, more: outer.update(state, tasks, **more))
     anywhere = [export.DisabledSafetyCheck.platform()]
@@ -175,9 +180,9 @@ def grow(name, counts, repeats):
 
     @functools.cache
     def row(count, total):
-        workload = workloads.make(name, num_tasks=total)
-        measured = facts(counted(workload, meshes[count]))
+        measured = facts(counted(for_tpu(name, total), meshes[count]))
         plain = plain_flops(name) * total / count
+        workload = workloads.make(name, num_tasks=total)
         return {**measured, "plain_flops": plain, **timed(workload, meshes[count], repeats)}
 
     rows = []
@@ -232,7 +237,7 @@ def modelled():
 
 def levels(name, counts):
     """Counts what a rule of each level exchanges, on each number of devices and on two axes."""
-    workload = workloads.make(name, num_tasks=NUM_TASKS[name])
+    workload = for_tpu(name, NUM_TASKS[name])
     meshes = {str(count): mesh_of(count) for count in counts if count > 1}
     most = max(counts)
     if most >= 2 * MODEL_DEVICES:
@@ -245,7 +250,7 @@ def levels(name, counts):
             print(f"{name} {rule}: {shape} devices", flush=True)
             level = mj.aggregation.resolve(options.get("aggregation", "mean")).level.name
             settings = {"rule": rule, "level": level, "devices": shape}
-            settings |= {"workload": name, "num_tasks": workload.num_tasks}
+            settings |= {"workload": workload.name, "num_tasks": workload.num_tasks}
             rows.append({**settings, **facts(counted(workload, mesh, **options))})
     return rows
 

@@ -109,7 +109,9 @@ def lowered(case, **sizes):
     """Traces the outer step of a case from shapes; nothing is put on a chip."""
     mesh = mesh_of(case.chips, case.model)
     dtype = jnp.bfloat16 if case.activations == "bfloat16" else None
-    workload = workloads.make(case.workload, num_tasks=1, dtype=dtype, **sizes)
+    workload = workloads.make(
+        case.workload, num_tasks=1, dtype=dtype, statistics="outputs", **sizes
+    )
     shards = mesh.shape["tasks"]
     num_tasks = case.tasks_per_chip * shards
 

@@ -89,6 +89,7 @@ def make(
     num_steps: int | None = None,
     smooth: bool = False,
     dtype: Any = None,
+    statistics: str = "auto",
     seed: int = 0,
 ) -> Workload:
     """Makes a workload.
@@ -102,6 +103,7 @@ def make(
       num_steps: inner steps; those of the workload by default.
       smooth: whether to have softplus and mean-pooling.
       dtype: of the activations (W1, W2); None is that of the parameters.
+      statistics: as in `Conv4` (W1, W2, W4): "outputs" for what is made on a CPU for a TPU.
       seed: of parameters and tasks.
 
     Returns:
@@ -118,7 +120,7 @@ def make(
         model = model.clone(padding=((1, 1), (1, 1)))
     if smooth:  # Conv4 only.
         model = model.clone(activation=nn.softplus, pool=mean_pool)
-    model = model.clone(dtype=dtype)
+    model = model.clone(dtype=dtype, statistics=statistics)
     losses = [
         mj.losses.classification(model.clone(conv_general_dilated=conv).apply)
         for conv in (convolution, jax.lax.conv_general_dilated)

@@ -15,14 +15,14 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from maml_jax.convolution import convolution
-from maml_jax.convolution_block import ConvNorm
+from maml_jax.convolution_block import ConvNorm, Statistics, statistics_here
 from maml_jax.dense import dot_general
 from maml_jax.model_inputs import as_floats, as_images, check_width
 from maml_jax.normalisation import BatchStatisticsNorm as BatchStatisticsNorm
@@ -98,6 +98,9 @@ class Conv4(nn.Module):
       dtype: dtype of the activations, such as `jnp.bfloat16`; parameters, statistics and
         logits keep theirs. None promotes inputs and parameters.
       conv_general_dilated: the convolution, with the arguments of that of `jax.lax`.
+      statistics: what the first block takes its batch statistics from: "inputs", so that a CPU has
+        its outputs in the cache only, or "outputs"; "auto" is "inputs" on a CPU, else "outputs".
+        The result is the same.
 
     Raises:
       ValueError: if the images are not floats `[N, H, W, C]`, with pooling below 16 pixels, or
@@ -118,6 +121,7 @@ class Conv4(nn.Module):
     padding: str | Sequence[tuple[int, int]] = "SAME"
     dtype: Any = None
     conv_general_dilated: Callable[..., jax.Array] = convolution
+    statistics: Statistics | Literal["auto"] = "auto"
 
     @classmethod
     def omniglot(cls, num_classes: int) -> "Conv4":
@@ -144,9 +148,11 @@ class Conv4(nn.Module):
             x = self.activation(x)
             return late(x) if late else x
 
+        first = statistics_here(self.statistics)
         left, stride = None, 1 if self.pooling else 2
         for i in range(4):
-            block = ConvNorm(self.features, 3, i == 0, stride, name=f"block_{i}", **options)
+            statistics = "outputs" if i else first
+            block = ConvNorm(self.features, 3, statistics, stride, name=f"block_{i}", **options)
             x, left = block(x, mask, left, pool=pool, behind=behind)
         return _dense(self.num_classes)(x.reshape(len(x), -1) if self.pooling else x.mean((1, 2)))
 
@@ -165,6 +171,7 @@ class ResNet12(nn.Module):
       features: number of filters of each block; static.
       dtype: dtype of the activations, as in `Conv4`.
       conv_general_dilated: the convolution, as in `Conv4`.
+      statistics: of the first convolutions, as in `Conv4`.
 
     Raises:
       ValueError: if the images are not floats `[N, H, W, C]`, below `2**len(features)` pixels,
@@ -188,6 +195,7 @@ class ResNet12(nn.Module):
     features: Sequence[int] = (64, 128, 256, 512)
     dtype: Any = None
     conv_general_dilated: Callable[..., jax.Array] = convolution
+    statistics: Statistics | Literal["auto"] = "auto"
 
     @nn.compact
     def __call__(self, inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -195,27 +203,29 @@ class ResNet12(nn.Module):
         x = as_images(inputs, smallest=2 ** len(self.features))
         check_width(x, self.variables, "block_0/shortcut/conv")
         layer = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
+        first = statistics_here(self.statistics)
         for i, width in enumerate(self.features):
-            x = _ResidualBlock(width, i == 0, **layer, name=f"block_{i}")(x, mask)
+            statistics = "outputs" if i else first
+            x = _ResidualBlock(width, statistics, **layer, name=f"block_{i}")(x, mask)
         return _dense(self.num_classes)(x.mean((1, 2)))
 
 
 class _ResidualBlock(nn.Module):
     features: int
-    images: bool
+    statistics: Statistics
     dtype: Any
     conv_general_dilated: Callable[..., jax.Array]
 
     @nn.compact
     def __call__(self, inputs: jax.Array, mask: jax.Array | None) -> jax.Array:
         options = {"dtype": self.dtype, "conv_general_dilated": self.conv_general_dilated}
-        one = ConvNorm(self.features, 1, self.images, **options, name="shortcut")
+        one = ConvNorm(self.features, 1, self.statistics, **options, name="shortcut")
         shortcut, left = one(inputs, mask)
         shortcut = left.done(shortcut) if left else shortcut
         x, left = inputs, None
         for i in range(3):
-            images = self.images and i == 0
-            layer = ConvNorm(self.features, 3, images, **options, name=f"layer_{i}")
+            statistics = "outputs" if i else self.statistics
+            layer = ConvNorm(self.features, 3, statistics, **options, name=f"layer_{i}")
             x, left = layer(x, mask, left, behind=_leaky_relu if i < 2 else None)
         return max_pool(_leaky_relu(x + shortcut))
 

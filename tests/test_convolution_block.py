@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from maml_jax import convolution_cpu
+from maml_jax import convolution_block, convolution_cpu
 from maml_jax.by_examples import by_examples
 from maml_jax.convolution import convolution, geometry_of
 from maml_jax.convolution_block import ConvNorm
@@ -191,7 +191,8 @@ class Blocks(nn.Module):
     def __call__(self, x, mask):
         left = None
         for name in ("first", "second"):
-            block = ConvNorm(self.features, 3, name == "first", name=name)
+            statistics = "inputs" if name == "first" else "outputs"
+            block = ConvNorm(self.features, 3, statistics, name=name)
             pool = max_pool if self.pool else None
             x, left = block(x, mask, left, pool=pool, behind=jnp.tanh)
         return x
@@ -246,6 +247,36 @@ def test_models_give_the_same_with_any_convolution(model, tolerance, few):
         return jax.jit(jax.value_and_grad(lambda p: jnp.sum(model.apply(p, x) ** 2)))(params)
 
     close(gradients(model), gradients(other), 2e4 * tolerance)
+
+
+@pytest.mark.parametrize(
+    "model", [Conv4(3, features=10), ResNet12(3, features=(12, 6))], ids=["conv4", "resnet"]
+)
+def test_statistics_come_from_where_they_are_asked(model, tolerance, monkeypatch):
+    """Oracle of "outputs": those of "inputs", and that no patch is looked at; "auto" by device."""
+    x = normal(0, (5, 16, 16, 1))
+    params = model.init(jax.random.key(0), x)
+    want = model.clone(statistics="inputs").apply(params, x)
+    looked_at = []
+
+    def moments(*args):
+        looked_at.append(args)
+        return patch_moments(*args)
+
+    monkeypatch.setattr(convolution_block, "patch_moments", moments)
+    close(model.clone(statistics="outputs").apply(params, x), want, 1e4 * tolerance)
+    assert not looked_at
+    model.apply(params, x)
+    assert looked_at
+    looked_at.clear()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    model.apply(params, x)
+    assert not looked_at
+
+
+def test_unknown_statistics_are_refused():
+    with pytest.raises(ValueError, match=r"statistics must be one of .*, got 'both'"):
+        Conv4(3, statistics="both").init(jax.random.key(0), jnp.ones((2, 16, 16, 1)))
 
 
 def test_bfloat16_blocks_keep_their_dtype():

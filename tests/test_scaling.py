@@ -93,7 +93,7 @@ def test_each_device_does_its_part_of_the_work():
 
     Of a network of 2,000 parameters the counts are 3 to 7% apart, of W1 less than 0.01%.
     """
-    w1 = workloads.make("W1", num_tasks=NUM_TASKS)
+    w1 = scaling.for_tpu("W1", NUM_TASKS)
     alone, *others = (cost_of(scaling.counted(w1, mesh(count))) for count in (1, 2, 4))
     for count, cost in zip((2, 4), others, strict=True):
         assert cost.flops == pytest.approx(alone.flops / count, rel=0.02)
