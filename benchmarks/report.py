@@ -48,6 +48,7 @@ SETTINGS = {  # of a case of throughput.py, and what people call them
     "shot": "shot",
     "num_steps": "inner steps",
     "devices": "devices",
+    "statistics": "statistics",
 }
 
 
@@ -161,6 +162,8 @@ def said(row, name):
         return f"{value}-{noun}"
     if name in ("num_steps", "devices"):
         return "" if value is None else f"{value} {noun}"
+    if name == "statistics":
+        return f"{noun} of {value}"
     return str(value)
 
 

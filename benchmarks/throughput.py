@@ -2,7 +2,8 @@
 
     python benchmarks/throughput.py [--workloads W1] [--num-tasks 4 32] [--axes auto vmap scan]
                                     [--dtypes float32 bfloat16] [--ways 5] [--shots 1]
-                                    [--inner-steps 1] [--devices 1] [--repeats 7]
+                                    [--inner-steps 1] [--devices 1]
+                                    [--statistics auto inputs outputs] [--repeats 7]
                                     [--output FILE]
 
 The roof is a 4096 x 4096 matrix product and a copy of 256 MiB, measured in the same run, in
@@ -25,10 +26,11 @@ import workloads
 from maml_jax import benchmarking
 
 
-def case(name, *, num_tasks, axis, dtype, way, shot, num_steps, devices):
+def case(name, *, num_tasks, axis, dtype, way, shot, num_steps, devices, statistics):
     """Prepares one case: how to time it, its cost, and its program's temporary memory."""
     activations = None if dtype == "float32" else jnp.dtype(dtype)
-    changes = {} if name == "W3" else {"way": way, "shot": shot, "dtype": activations}
+    changes = {"way": way, "shot": shot, "dtype": activations, "statistics": statistics}
+    changes = {} if name == "W3" else changes
     workload = workloads.make(name, num_tasks=num_tasks, num_steps=num_steps, **changes)
     mesh = Mesh(np.array(jax.devices()[:devices]), ("tasks",)) if devices > 1 else None
     outer = workload.outer(task_axis=axis, mesh=mesh, on_nonfinite="propagate")
@@ -83,13 +85,14 @@ def main():
     parser.add_argument("--shots", nargs="+", type=int, default=[1])
     parser.add_argument("--inner-steps", nargs="+", type=int, default=[None])
     parser.add_argument("--devices", nargs="+", type=int, default=[1])
+    parser.add_argument("--statistics", nargs="+", default=["auto"])
     parser.add_argument("--repeats", type=int, default=7)
     default = pathlib.Path(__file__).parent / "results" / "throughput.json"
     parser.add_argument("--output", type=pathlib.Path, default=default)
     options = parser.parse_args()
     if max(options.devices) > 1:
         jax.config.update("jax_num_cpu_devices", max(options.devices))
-    names = ("num_tasks", "axis", "dtype", "way", "shot", "num_steps", "devices")
+    names = ("num_tasks", "axis", "dtype", "way", "shot", "num_steps", "devices", "statistics")
     results = []
     for name, *values in itertools.product(
         options.workloads,
@@ -100,6 +103,7 @@ def main():
         options.shots,
         options.inner_steps,
         options.devices,
+        options.statistics,
     ):
         settings = dict(zip(names, values, strict=True))
         settings["axis"] = int(settings["axis"]) if settings["axis"].isdigit() else settings["axis"]
