@@ -1,11 +1,12 @@
 """A convolution and the norm of its outputs, for networks of such blocks.
 
-Nothing couples the examples of such a network but the batch statistics. Where patches are narrow,
-as those of images are, the statistics come from the patches (`maml_jax.patch_statistics`), before
-anything is convolved; slope and shift of the norm go into the convolution. So the first block,
-whose outputs are the largest of the network, is a function of each example alone, and is left to
-the second: a few examples at a time go through both, in the cache, and again in the backward pass.
-The outputs of the first block, and passes over them, are never in memory as a whole.
+Nothing couples the examples of such a network but the batch statistics. On a CPU, where patches
+are narrow, as those of images are, the statistics come from the patches
+(`maml_jax.patch_statistics`), before anything is convolved; slope and shift of the norm go into
+the convolution. So the first block, whose outputs are the largest of the network, is a function of
+each example alone, and is left to the second: a few examples at a time go through both, in the
+cache, and again in the backward pass. The outputs of the first block, and passes over them, are
+never in memory as a whole.
 """
 
 import math
