@@ -19,7 +19,6 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
 from maml_jax.by_examples import by_examples
-from maml_jax.checks import check_choice
 from maml_jax.convolution import convolution, geometry_of
 from maml_jax.convolution_cpu import fits_in_groups, group_size
 from maml_jax.normalisation import BatchStatisticsNorm, Pool
@@ -59,7 +58,8 @@ def statistics_here(wanted: Statistics | Literal["auto"]) -> Statistics:
       >>> statistics_here("outputs")
       'outputs'
     """
-    check_choice("statistics", wanted, ("auto", "inputs", "outputs"))
+    if wanted not in ("auto", "inputs", "outputs"):
+        raise ValueError(f"statistics must be 'auto', 'inputs' or 'outputs', got {wanted!r}.")
     if wanted == "auto":
         return "inputs" if jax.default_backend() == "cpu" else "outputs"
     return wanted

@@ -45,6 +45,7 @@ CHAIN = [
     "query_halves",
     "reduction",
     "outer_state",
+    "outer_programs",
     "outer_step",
     "outer_loop",
     "gram_moments",
