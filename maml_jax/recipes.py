@@ -254,6 +254,8 @@ def named_by_tasks(preset: str, config: Config) -> tuple[str, Config]:
       tasks are the preset's.
 
     Example:
+      >>> import dataclasses
+      >>> from maml_jax.recipes import PRESETS, named_by_tasks
       >>> wider = dataclasses.replace(PRESETS["omniglot-5way-1shot-finn2017"], way=10)
       >>> named_by_tasks("omniglot-5way-1shot-finn2017", wider)[0]
       'omniglot-10way-1shot'
