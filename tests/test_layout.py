@@ -36,8 +36,8 @@ def test_off_a_cpu_all_that_a_network_needs_is_counted(backend, monkeypatch):
     """Oracle: XLA's own convolution. What is made again is not kept, but needs room too."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     ours = mj.models.Conv4(2, features=16)
-    images = jax.ShapeDtypeStruct((8, 20, 16, 16, 1), float)
-    labels = jax.ShapeDtypeStruct((8, 20), int)
+    images = jax.ShapeDtypeStruct((8, 20, 16, 16, 1), jnp.result_type(float))
+    labels = jax.ShapeDtypeStruct((8, 20), jnp.result_type(int))
     examples = mj.Examples(inputs=images, targets=labels)
     meta_batch = mj.Task(support=examples, query=examples)
     start = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
