@@ -7,8 +7,8 @@ On simulated CPU devices of one process. "Strong": the devices share a meta-batc
 device has as many tasks, however many devices there are. Before anything is counted, the gradient
 of each number of devices is compared with that of one, in float64 and on the smooth variant.
 
-FLOPs and bytes are XLA's, of one device, for the step as it is lowered for a TPU, with
-all tasks side by side and so without loops, whose bodies XLA would count once; on a CPU
+FLOPs and bytes are XLA's, of one device, for the step as it is lowered for a TPU, with all
+tasks side by side and so without loops, whose bodies XLA would count once; on a CPU
 convolutions are loops. Exchanges are read out of the same program. Seconds and time to compile
 are those of the step as it runs here: with more devices than cores no measure of anything.
 

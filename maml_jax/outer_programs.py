@@ -103,12 +103,10 @@ class OuterPrograms:
         self, state: OuterState, tasks: Task, weights: jax.Array | None, mask: jax.Array | None
     ) -> tuple[OuterState, dict[str, jax.Array]]:
         """Reduces the gradients and makes the optimizer's step; arguments as of `reduce`."""
-        for name, fresh in {
-            "opt_state": lambda: self.optimizer.init(state.params),
-            "aggregation_state": self.rule.init,
-            "gain_state": self._new_gain_state,
-        }.items():
-            check_carried(name, getattr(state, name), jax.eval_shape(fresh))
+        opt_state = jax.eval_shape(self.optimizer.init, state.params)
+        check_carried("opt_state", state.opt_state, opt_state)
+        check_carried("aggregation_state", state.aggregation_state, jax.eval_shape(self.rule.init))
+        check_carried("gain_state", state.gain_state, jax.eval_shape(self._new_gain_state))
         new_state, metrics = self._step(state, self.reduce(state, tasks, weights, mask))
         return placement.keep_in_place(new_state, self.mesh), metrics
 
