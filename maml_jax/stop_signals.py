@@ -15,6 +15,7 @@ from maml_jax import exit_codes, processes
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 _SECONDS_TO_UNWIND = 5.0
+_SECONDS_TO_BEGIN = 0.2
 _ASKED = b"\nStopping once the state is saved. Press Ctrl-C again to stop at once, unsaved.\n"
 
 
@@ -172,6 +173,9 @@ def _end_soon(read_end: int) -> None:
             return
         code = exit_codes.AFTER_SIGNAL.get(signal.Signals(number[0]))
     end = time.monotonic() + _SECONDS_TO_UNWIND
+    begun = select.select([read_end], [], [], _SECONDS_TO_BEGIN)[0]
+    if code == exit_codes.STOPPED and not begun:
+        os.kill(os.getpid(), signal.SIGTERM)  # Just before a call that waits, it ended no wait.
     while select.select([read_end], [], [], max(0.0, end - time.monotonic()))[0]:
         if not (number := os.read(read_end, 1)):
             return  # Python got control, and the block is over.
