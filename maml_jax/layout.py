@@ -1,12 +1,11 @@
 """Where the tasks of a meta-batch run: how many side by side, on which devices.
 
 A task axis is the number of tasks that run side by side on a device: T for "vmap", 1 for
-"scan". "auto" takes as many as their memory allows, which is what the backward pass of a
-task keeps, read off the traced program.
+"scan". "auto" takes as many as their memory allows: what the backward pass of a task keeps, and
+off a CPU what it makes again.
 """
 
 import dataclasses
-import math
 import sys
 from collections.abc import Callable
 from typing import Literal
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 from maml_jax import processes
 from maml_jax.chunks import chunk_size
 from maml_jax.devices import task_mesh, tasks_per_device
+from maml_jax.residuals import bytes_kept, bytes_made_again
 from maml_jax.tasks import Params, Task, num_tasks_of
 
 TaskAxis = Literal["auto", "vmap", "scan"] | int
@@ -88,8 +88,9 @@ def layout_of(
     """Resolves a task axis to the number of tasks that run side by side.
 
     "auto" takes as many as may keep their activations at once: in half of a GPU's memory, or a
-    quarter of a TPU's, where batched products are fast; on a CPU one at a time if a task keeps
-    more than 1 MiB, else as many as keep 64 MiB, or on several cores 1 MiB each.
+    quarter of a TPU's, with the room for what `jax.checkpoint` makes again, where batched products
+    are fast; on a CPU one at a time if a task keeps more than 1 MiB, else as many as keep 64 MiB,
+    or on several cores 1 MiB each.
 
     Args:
       task_axis: "auto", "vmap", "scan" or a chunk size.
@@ -115,7 +116,7 @@ def layout_of(
     """
     num_tasks = tasks_per_device(num_tasks_of(tasks), mesh)
     if task_axis == "auto":
-        fit = _tasks_that_fit(bytes_kept(task_loss, params, tasks), mesh)
+        fit = _tasks_that_fit(task_loss, params, tasks, mesh)
         side_by_side = chunk_size(num_tasks, fit)
     elif isinstance(task_axis, str):
         side_by_side = {"vmap": num_tasks, "scan": 1}[task_axis]
@@ -170,40 +171,14 @@ def _small_bytes(task_loss, params, tasks, num_tasks) -> int | None:
     return num_tasks * each if each <= _LARGE_TASK_BYTES else None
 
 
-def bytes_kept(task_loss: Callable, params: Params, tasks: Task) -> int:
-    """Counts what one task keeps for its backward pass; traces it, and runs nothing.
-
-    Args:
-      task_loss: `(params, task) -> (loss, metrics)` for one task.
-      params: the meta-parameters.
-      tasks: a meta-batch, arrays `[T, N, ...]`, or their shapes.
-
-    Returns:
-      Bytes, at least 1.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from maml_jax.layout import bytes_kept
-      >>> tasks = jax.ShapeDtypeStruct((8, 100), jnp.float32)
-      >>> kept = bytes_kept(lambda w, x: (jnp.sum(jnp.sin(w * x)), {}), jnp.ones(100), tasks)
-      >>> kept >= 800  # The cosine of w x, and x.
-      True
-    """
-
-    def pull_back(params, task):
-        return jax.vjp(lambda params: task_loss(params, task), params, has_aux=True)[1]
-
-    task = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tasks)
-    kept = jax.tree.leaves(jax.eval_shape(pull_back, params, task))
-    return max(1, sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept))
-
-
-def _tasks_that_fit(bytes_each: int, mesh: Mesh | None) -> int:
+def _tasks_that_fit(task_loss, params, tasks, mesh: Mesh | None) -> int:
     """Counts the tasks that may run side by side on one device; may be 0."""
     device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+    bytes_each = bytes_kept(task_loss, params, tasks)
     if device.platform == "cpu":
         if bytes_each > _LARGE_TASK_BYTES:
             return 1
         return (_SMALL_TASKS_BYTES if mesh is None else _LARGE_TASK_BYTES) // bytes_each
+    bytes_each += bytes_made_again(task_loss, params, tasks)
     limit = (device.memory_stats() or {}).get("bytes_limit", sys.maxsize)  # Some do not tell.
     return int(_MEMORY_SHARE.get(device.platform, _OTHERS_SHARE) * limit) // bytes_each

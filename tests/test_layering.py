@@ -39,6 +39,7 @@ CHAIN = [
     "stand_ins",
     "devices",
     "placement",
+    "residuals",
     "layout",
     "task_axis",
     "nonfinite",

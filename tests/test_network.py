@@ -12,9 +12,9 @@ from PIL import Image
 import maml_jax as mj
 from maml_jax import bench
 from maml_jax.assembly import assemble
-from maml_jax.layout import bytes_kept
 from maml_jax.network import assemble_network
 from maml_jax.recipes import PRESETS, Config
+from maml_jax.residuals import bytes_kept
 
 pytestmark = pytest.mark.slow
 
