@@ -1,7 +1,7 @@
 """One outer step on 1, 2, 4 and 8 devices is that of no mesh, whatever the rule and inner loop.
 
-The oracle is the same step without a mesh. Every other rule and loop runs here on 2 or on 4
-devices; all of them on all counts:
+The oracle is the same step without a mesh, and its oracle the rule by itself, on gradients made
+one by one. Every other rule and loop runs here on 2 or on 4 devices; all of them on all counts:
 
     MAML_JAX_TEST_DEVICES=8 python -m pytest -m "nightly or not nightly" tests/test_device_counts.py
 """
@@ -17,6 +17,7 @@ import pytest
 
 import maml_jax as mj
 import problems
+from maml_jax.inner_loop import task_loss
 from test_aggregation import RULES
 
 pytestmark = pytest.mark.slow
@@ -29,6 +30,7 @@ TASKS = dataclasses.replace(
     problems.linear_tasks(num_tasks=NUM_TASKS, query=6), task_id=jnp.arange(NUM_TASKS)[::-1]
 )
 SGD = optax.sgd(0.1, momentum=0.5)
+AXES = ("vmap", 2, "scan")  # Of the step without a mesh, in turn.
 KEEPS_GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-0.1))
 INNER = {
     "maml": mj.maml(SGD, 2),
@@ -79,14 +81,15 @@ def adapted_losses(kind, name, count):
 @functools.cache
 def measured(kind, name, count):
     """Per-task losses after adaptation; the state, with the gradient, and metrics of a step."""
-    rule, inner = mj.aggregation.mean(), INNER["maml" if kind == "rule" else name]
+    rule, inner, where = mj.aggregation.mean(), INNER["maml" if kind == "rule" else name], {}
     if kind == "rule":
-        rule = RULES[name]
-        if rule.trait is not None:
-            rule = dataclasses.replace(rule, trait=lambda task: 0.5 + task.support.targets[0] ** 2)
+        rule = rule_named(name)
+        where = {"task_axis": AXES[list(RULES).index(name) % len(AXES)]} if count is None else {}
     loss_fn, params, tasks = problem(kind)
-    outer = mj.make_outer_step(loss_fn, inner, KEEPS_GRADIENT, aggregation=rule, **place(count))
-    options = {"mask": MASK} | ({"weights": WEIGHTS} if rule.uses_weights else {})
+    outer = mj.make_outer_step(
+        loss_fn, inner, KEEPS_GRADIENT, aggregation=rule, **where, **place(count)
+    )
+    options = {"mask": MASK} | weights_for(rule)
     moved, metrics = outer.update(outer.init(params), tasks, **options)
     metrics.pop("side_by_side")
     losses = adapted_losses(kind, "maml" if kind == "rule" else name, count)
@@ -94,8 +97,36 @@ def measured(kind, name, count):
     return losses, *jax.device_get((gradient, metrics, moved.aggregation_state, moved.params))
 
 
+def rule_named(name):
+    rule = RULES[name]
+    return rule if rule.trait is None else dataclasses.replace(rule, trait=trait)
+
+
+def trait(task):
+    """What "own" rules ask of a task."""
+    return 0.5 + task.support.targets[0] ** 2
+
+
+def weights_for(rule):
+    return {"weights": WEIGHTS} if rule.uses_weights else {}
+
+
 def place(count):
     return {} if count is None else {"mesh": mesh(count)}
+
+
+@functools.cache
+def one_by_one():
+    """Losses, support losses and gradients of each task, in a Python loop."""
+    one = functools.partial(task_loss, INNER["maml"], problems.linear_loss)
+    value_and_grad = jax.jit(jax.value_and_grad(one, has_aux=True))
+    seen = []
+    for i in range(NUM_TASKS):
+        task = jax.tree.map(lambda leaf, i=i: leaf[i], TASKS)
+        (loss, metrics), grads = value_and_grad(problems.params(), task)
+        seen.append((loss, metrics["support_loss"], problems.flat(grads)))
+    losses, support_losses, rows = zip(*seen, strict=True)
+    return jnp.stack(losses), jnp.stack(support_losses), np.array(rows)
 
 
 @functools.cache
@@ -116,6 +147,32 @@ def assert_alike(got, want, tolerance):
 def test_every_rule(name, count, tolerance):
     tolerance = min(tolerance, 1e-5)
     assert_alike(measured("rule", name, count), measured("rule", name, None), tolerance)
+
+
+@pytest.mark.parametrize("name", [n for n, rule in RULES.items() if not rule.splits_queries])
+def test_the_outer_step_gives_what_the_rule_gives(name, tolerance):
+    """With masked tasks; rules that keep a state keep the same."""
+    rule = rule_named(name)
+    losses, support_losses, rows = one_by_one()
+    want, after = mj.aggregation.aggregate(
+        rule,
+        problems.unflat_rows(rows),
+        losses=losses,
+        support_losses=support_losses,
+        num_support=jnp.full(NUM_TASKS, 5),
+        num_query=jnp.full(NUM_TASKS, 6),
+        traits=jax.vmap(trait)(TASKS),
+        task_ids=TASKS.task_id,
+        key=jax.random.fold_in(jax.random.key(rule.seed or 0), 0),
+        mask=MASK,
+        state=rule.init(),
+        **weights_for(rule),
+    )
+    _, gradient, _, state, _ = measured("rule", name, None)
+    got, want = problems.flat(gradient), problems.flat(want)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e4 * tolerance * np.abs(want).max())
+    for mine, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e4 * tolerance)
 
 
 @pytest.mark.parametrize(("name", "count"), turns(INNER))

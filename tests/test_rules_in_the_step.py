@@ -1,7 +1,6 @@
-"""Every rule in the compiled outer step gives what it gives of gradients made one by one."""
+"""Rules in the compiled outer step: their draws, what they hold, what they refuse."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,79 +10,14 @@ import pytest
 
 import maml_jax as mj
 import problems
-from maml_jax.inner_loop import task_loss
-from test_aggregation import NUM_TASKS, RULES
+from test_aggregation import NUM_TASKS
 
 pytestmark = pytest.mark.slow
 
 INNER = mj.maml(optax.sgd(0.1), 1)
-WEIGHTS = jnp.asarray(np.random.default_rng(5).uniform(0.5, 2.0, NUM_TASKS))
-MASK = jnp.asarray(np.arange(NUM_TASKS) != 2)
 TASKS = dataclasses.replace(
     problems.linear_tasks(num_tasks=NUM_TASKS, query=6), task_id=jnp.arange(NUM_TASKS)[::-1]
 )
-MESH = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("tasks",))
-LAYOUTS = ({"task_axis": "vmap"}, {"task_axis": 2}, {"task_axis": "scan"}, {"mesh": MESH})
-
-
-def trait(task):
-    """What "own" rules ask of a task."""
-    return 0.5 + jnp.abs(task.support.targets.mean())
-
-
-@functools.cache
-def one_by_one():
-    """Losses, support losses and gradients of each task, in a Python loop."""
-    value_and_grad = jax.jit(
-        jax.value_and_grad(functools.partial(task_loss, INNER, problems.linear_loss), has_aux=True)
-    )
-    seen = []
-    for i in range(NUM_TASKS):
-        (loss, metrics), grads = value_and_grad(
-            problems.params(), jax.tree.map(lambda leaf, i=i: leaf[i], TASKS)
-        )
-        seen.append((loss, metrics["support_loss"], problems.flat(grads)))
-    losses, support_losses, rows = zip(*seen, strict=True)
-    return jnp.stack(losses), jnp.stack(support_losses), np.array(rows)
-
-
-@pytest.mark.parametrize("name", [n for n, rule in RULES.items() if not rule.splits_queries])
-def test_the_outer_step_gives_what_the_rule_gives(name, tolerance):
-    """With a masked task; the layouts take turns, and rules that keep a state keep the same."""
-    rule = RULES[name]
-    if rule.trait is not None:
-        rule = dataclasses.replace(rule, trait=trait)
-    losses, support_losses, rows = one_by_one()
-    options = {"weights": WEIGHTS} if rule.uses_weights else {}
-    outer = mj.make_outer_step(
-        problems.linear_loss,
-        INNER,
-        optax.sgd(0.1),
-        aggregation=rule,
-        **LAYOUTS[list(RULES).index(name) % len(LAYOUTS)],
-    )
-    state = outer.init(problems.params())
-    grads, _ = outer.gradient(state, TASKS, mask=MASK, **options)
-    want, after = mj.aggregation.aggregate(
-        rule,
-        problems.unflat_rows(rows),
-        losses=losses,
-        support_losses=support_losses,
-        num_support=jnp.full(NUM_TASKS, 5),
-        num_query=jnp.full(NUM_TASKS, 6),
-        traits=jax.vmap(trait)(TASKS),
-        task_ids=TASKS.task_id,
-        key=jax.random.fold_in(jax.random.key(rule.seed or 0), 0),
-        mask=MASK,
-        state=rule.init(),
-        **options,
-    )
-    got, want = problems.flat(grads), problems.flat(want)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e4 * tolerance * np.abs(want).max())
-    moved, _ = outer.update(state, TASKS, mask=MASK, **options)
-    kept = jax.tree.leaves((moved.aggregation_state, after))
-    for mine, theirs in zip(kept[: len(kept) // 2], kept[len(kept) // 2 :], strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e4 * tolerance)
 
 
 def test_a_rule_that_draws_draws_anew_at_each_step_and_alike_in_each_run():
