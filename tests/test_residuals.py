@@ -15,7 +15,7 @@ NUMBER = jnp.result_type(float).itemsize
 
 def num_numbers(count, loss):
     """Counts for tasks of 10 numbers, of which a loss has the parameter and one."""
-    shapes = jax.ShapeDtypeStruct((8, 10), float)
+    shapes = jax.ShapeDtypeStruct((8, 10), jnp.result_type(float))
     return count(lambda param, x: (loss(param, x), {}), jnp.ones(()), shapes) / NUMBER
 
 
