@@ -39,7 +39,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import report_table
 import workloads
-from maml_jax import benchmarking, layout, placement, residuals
+from maml_jax import benchmarking, layout, placement
 from maml_jax.chunks import chunk_size
 from maml_jax.inner_loop import query_loss
 
@@ -100,10 +100,10 @@ def side_by_side(case, workload, tasks, num_tasks):
     if case.task_axis != "auto":
         return case.task_axis
     loss = functools.partial(query_loss, workload.inner(), workload.loss_fn)
-    arguments = loss, workload.params, tasks
-    needed = residuals.bytes_kept(*arguments) + residuals.bytes_made_again(*arguments)
     # A chip that is not here does not tell its memory, so `layout_of` cannot be asked.
-    return chunk_size(num_tasks, int(layout._MEMORY_SHARE["tpu"] * CHIPS[case.chips][2]) // needed)
+    memory = CHIPS[case.chips][2]
+    fit = layout.tasks_in_memory(loss, workload.params, tasks, "tpu", memory)
+    return chunk_size(num_tasks, fit)
 
 
 def lowered(case, **sizes):

@@ -174,11 +174,29 @@ def _small_bytes(task_loss, params, tasks, num_tasks) -> int | None:
 def _tasks_that_fit(task_loss, params, tasks, mesh: Mesh | None) -> int:
     """Counts the tasks that may run side by side on one device; may be 0."""
     device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
-    bytes_each = bytes_kept(task_loss, params, tasks)
     if device.platform == "cpu":
-        if bytes_each > _LARGE_TASK_BYTES:
+        each = bytes_kept(task_loss, params, tasks)
+        if each > _LARGE_TASK_BYTES:
             return 1
-        return (_SMALL_TASKS_BYTES if mesh is None else _LARGE_TASK_BYTES) // bytes_each
-    bytes_each += bytes_made_again(task_loss, params, tasks)
-    limit = (device.memory_stats() or {}).get("bytes_limit", sys.maxsize)  # Some do not tell.
-    return int(_MEMORY_SHARE.get(device.platform, _OTHERS_SHARE) * limit) // bytes_each
+        return (_SMALL_TASKS_BYTES if mesh is None else _LARGE_TASK_BYTES) // each
+    memory = (device.memory_stats() or {}).get("bytes_limit", sys.maxsize)  # Some do not tell.
+    return tasks_in_memory(task_loss, params, tasks, device.platform, memory)
+
+
+def tasks_in_memory(
+    task_loss: Callable, params: Params, tasks: Task, platform: str, memory: float
+) -> int:
+    """Counts the tasks that "auto" would run side by side in the memory of an accelerator.
+
+    Args:
+      task_loss: `(params, task) -> (loss, metrics)` for one task; traced.
+      params: the meta-parameters.
+      tasks: a meta-batch, arrays `[T, N, ...]`, or their shapes.
+      platform: "gpu", "tpu" or another, as JAX names it.
+      memory: bytes of one device.
+
+    Returns:
+      How many, were there enough; may be 0.
+    """
+    each = bytes_kept(task_loss, params, tasks) + bytes_made_again(task_loss, params, tasks)
+    return int(_MEMORY_SHARE.get(platform, _OTHERS_SHARE) * memory) // each

@@ -30,7 +30,7 @@ TASKS = dataclasses.replace(
     problems.linear_tasks(num_tasks=NUM_TASKS, query=6), task_id=jnp.arange(NUM_TASKS)[::-1]
 )
 SGD = optax.sgd(0.1, momentum=0.5)
-AXES = ("vmap", 2, "scan")  # Of the step without a mesh, in turn.
+AXES = ("vmap", 2, "scan")  # The rules take turns.
 KEEPS_GRADIENT = optax.chain(optax.trace(decay=0.0), optax.scale(-0.1))
 INNER = {
     "maml": mj.maml(SGD, 2),
@@ -81,13 +81,12 @@ def adapted_losses(kind, name, count):
 @functools.cache
 def measured(kind, name, count):
     """Per-task losses after adaptation; the state, with the gradient, and metrics of a step."""
-    rule, inner, where = mj.aggregation.mean(), INNER["maml" if kind == "rule" else name], {}
+    rule, inner, axis = mj.aggregation.mean(), INNER["maml" if kind == "rule" else name], "auto"
     if kind == "rule":
-        rule = rule_named(name)
-        where = {"task_axis": AXES[list(RULES).index(name) % len(AXES)]} if count is None else {}
+        rule, axis = rule_named(name), AXES[list(RULES).index(name) % len(AXES)]
     loss_fn, params, tasks = problem(kind)
     outer = mj.make_outer_step(
-        loss_fn, inner, KEEPS_GRADIENT, aggregation=rule, **where, **place(count)
+        loss_fn, inner, KEEPS_GRADIENT, aggregation=rule, task_axis=axis, **place(count)
     )
     options = {"mask": MASK} | weights_for(rule)
     moved, metrics = outer.update(outer.init(params), tasks, **options)

@@ -32,6 +32,13 @@ def params():
     return jnp.zeros((1, 1))
 
 
+def use_gpu(numbers, monkeypatch):
+    """Makes `layout_of` see a GPU with room for so many numbers, or one that does not tell."""
+    stats = numbers and {"bytes_limit": numbers * params().dtype.itemsize}
+    device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+
+
 @pytest.mark.parametrize(("axis", "want"), [("vmap", 8), ("scan", 1), (3, 3), (50, 8), ("auto", 8)])
 def test_named_layouts(axis, want):
     assert layout_of(axis, task_loss, params(), tasks()).side_by_side == want
@@ -114,13 +121,6 @@ def test_auto_takes_half_of_the_memory_of_an_accelerator(tasks_in_memory, want, 
     """A backend that does not tell its memory runs all tasks side by side."""
     use_gpu(tasks_in_memory and tasks_in_memory * 20, monkeypatch)
     assert layout_of("auto", task_loss, params(), tasks()).side_by_side == want
-
-
-def use_gpu(numbers, monkeypatch):
-    """Makes `layout_of` see a GPU with room for so many numbers, or one that does not tell."""
-    stats = numbers and {"bytes_limit": numbers * params().dtype.itemsize}
-    device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
-    monkeypatch.setattr(jax, "local_devices", lambda: [device])
 
 
 def test_what_an_accelerator_makes_again_needs_room(monkeypatch):
